@@ -24,7 +24,7 @@ const RequireEnv = "POLLUX_REQUIRE_TIERS"
 // missing.
 func Machine(t testing.TB) {
 	t.Helper()
-	gate(t, "machine", kvmMissing())
+	gate(t, "machine", KVMMissing())
 }
 
 // Lab returns if emulated nodes can be run here (root, QEMU, a tap device). Otherwise like Machine.
@@ -44,7 +44,8 @@ func gate(t testing.TB, tier string, missing error) {
 	t.Skipf("the %s tier can't run here: %v", tier, missing)
 }
 
-func kvmMissing() error {
+// KVMMissing says why the machine tier can't run here; nil if it can.
+func KVMMissing() error {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/kvm: %w", err)
