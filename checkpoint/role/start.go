@@ -1,0 +1,130 @@
+package role
+
+func (m *Machine) onStart(create, boot bool) {
+	if m.phase != PhaseNew {
+		return
+	}
+	m.create, m.boot = create, boot
+	m.enter(PhaseStarting)
+	if m.cfg.Arbiter != Arbitrated {
+		m.known = true
+		m.evaluate()
+	}
+}
+
+// evaluate decides what a node without a copy is good for.
+func (m *Machine) evaluate() {
+	before := m.phase
+	switch {
+	case m.force != forceNone && m.phase == PhaseBooting && m.rec.Active != m.cfg.Self:
+		// An operator wants it from any record.
+	case m.rec.IsZero():
+		m.toBoot(m.create)
+	case m.phase == PhaseBooting && m.rec.Active == m.cfg.Self:
+		m.bootUp()
+	case m.rec.Active.Node != m.cfg.Self.Node:
+		m.enter(PhaseFree)
+	case m.rec.Standby.IsZero():
+		if m.toBoot(m.boot); !m.boot {
+			m.awaitOperator()
+		}
+	case m.boot && m.need(guardOrphan, m.twinHasNothing()):
+		m.enter(PhaseBooting)
+	default:
+		if m.enter(PhaseOrphan); before != PhaseOrphan {
+			m.raise(NoticeAwaitTwin)
+		}
+	}
+}
+
+func (m *Machine) toBoot(allowed bool) {
+	if allowed {
+		m.enter(PhaseBooting)
+	} else {
+		m.enter(PhaseFree)
+	}
+}
+
+// bootUp boots the guest from disks: the record names this very run, and this
+// node asked for that.
+func (m *Machine) bootUp() {
+	m.generation = m.rec.Generation
+	m.captured, m.acked, m.released, m.complete = 0, 0, 0, 0
+	m.out = append(m.out, Action{Kind: ActionBoot, Generation: m.generation})
+	m.enter(PhaseSolo)
+	m.do(ActionReleaseAll)
+	m.raise(NoticeBooted)
+	m.doneByForce()
+}
+
+// twinHasNothing reports whether the standby that the record names has told
+// this very run of this node that it holds no copy, or has restarted, which
+// comes to the same. It can't get one again before the record changes, since
+// only the dead predecessor of this node could have given it one.
+func (m *Machine) twinHasNothing() bool {
+	if !m.up || !m.heard || m.peer.Node != m.rec.Standby.Node {
+		return false
+	}
+	return m.need(guardWitness, m.peer != m.rec.Standby || !m.peerPhase.Holds())
+}
+
+func (m *Machine) onFault() {
+	switch {
+	case m.phase.Active():
+		if m.on(guardFault) {
+			m.destroy()
+		}
+	case m.phase.Twin():
+		m.do(ActionDropCopy)
+		m.complete = 0
+	case m.phase == PhaseFailed:
+		return
+	}
+	m.force = forceNone
+	m.enter(PhaseFailed)
+	m.raise(NoticeFaulted)
+}
+
+func (m *Machine) onRepaired() {
+	if m.phase == PhaseFailed || m.phase == PhaseStopped {
+		m.enter(PhaseStarting)
+		if m.cfg.Arbiter != Arbitrated {
+			m.evaluate()
+		}
+	}
+}
+
+func (m *Machine) onSwitchover() {
+	if m.phase != PhaseProtected || m.verify || m.handover {
+		m.raise(NoticeRefused)
+		return
+	}
+	// An arbiter that is down would leave the guest frozen: ask first.
+	m.handover = true
+}
+
+func (m *Machine) onFence(force bool) {
+	lone := m.phase.Active() && m.phase != PhaseProtected
+	if lone && !force {
+		m.raise(NoticeRefused)
+		return
+	}
+	m.onFault()
+}
+
+func (m *Machine) onForce() {
+	if m.phase.Active() || (m.up && m.heard && m.peerPhase.Active()) {
+		m.raise(NoticeRefused)
+		return
+	}
+	m.force, m.mustRead, m.alone = forceReading, true, false
+	switch {
+	case m.phase.Twin() && m.complete != 0:
+		m.enter(PhaseClaiming)
+	case m.phase.Twin():
+		m.do(ActionDropCopy)
+		m.enter(PhaseBooting)
+	default:
+		m.enter(PhaseBooting)
+	}
+}
