@@ -7,14 +7,15 @@ import "fmt"
 //
 // The zero value is idle. After an error it must not be used any more.
 type Assembler struct {
-	open   bool
-	epoch  uint64
-	begin  EpochBegin
-	pages  uint64
-	zero   uint64
-	state  uint32
-	end    uint64 // frame number after the last page
-	digest uint32
+	open    bool
+	session uint64
+	epoch   uint64
+	begin   EpochBegin
+	pages   uint64
+	zero    uint64
+	state   uint32
+	end     uint64 // frame number after the last page
+	digest  uint32
 }
 
 // Open reports whether an epoch is under way.
@@ -25,16 +26,17 @@ func (a *Assembler) Kind() Kind { return a.begin.Kind }
 
 // Begin takes a parsed epoch-begin, the header it came with and its frame's checksum.
 func (a *Assembler) Begin(h Header, b EpochBegin, crc uint32) error {
-	if a.open {
+	if a.open && h.Session == a.session {
 		return fmt.Errorf("%w: epoch %d begins within epoch %d", ErrSequence, h.Epoch, a.epoch)
 	}
-	*a = Assembler{open: true, epoch: h.Epoch, begin: b, digest: addDigest(0, crc)}
+	*a = Assembler{open: true, session: h.Session, epoch: h.Epoch, begin: b, digest: addDigest(0, crc)}
 	return nil
 }
 
 func (a *Assembler) in(h Header) error {
-	if !a.open || h.Epoch != a.epoch {
-		return fmt.Errorf("%w: %v of epoch %d, open is %t %d", ErrSequence, h.Type, h.Epoch, a.open, a.epoch)
+	if !a.open || h.Session != a.session || h.Epoch != a.epoch {
+		return fmt.Errorf("%w: %v of epoch %d in session %d; open: %t, epoch %d in session %d",
+			ErrSequence, h.Type, h.Epoch, h.Session, a.open, a.epoch, a.session)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@
 //	 7  u8   flags; must be zero in this version
 //	 8  u32  length of the payload; bounded per type before a byte of it is read
 //	12  u32  CRC32C of the header (with this field zero) and the payload
-//	16  u64  generation of the sender
+//	16  u64  session: the copying to one twin, from its first round to its end, that the frame belongs to; zero where it belongs to none
 //	24  u64  epoch that the frame belongs to; zero where it belongs to none
 //
 // TLS already protects the connection against an attacker. The checksum is there for what goes wrong on a host: a staging
@@ -19,18 +19,21 @@
 //
 // # A connection
 //
-//	primary                                   standby
-//	   │ ── Hello ───────────────────────────▶ │  builds its machine, compares
-//	   │ ◀─────────────── HelloAck (or Refuse) │
-//	   │ ── EpochBegin(round) Pages… EpochEnd ▶ │  pre-copy: applied as it arrives, no acknowledgement needed
-//	   │            … more rounds …            │  (an Ack paces them)
+//	active                                    twin
+//	   │ ── Hello ──────────────▶ ◀── Hello ── │  who each is; the active one's machine
+//	   │ ── HelloAck ────────▶ ◀── HelloAck ── │  or Refuse, with the reason
+//	   │ ── Role ─────────────▶ ◀────── Role ── │  what the role machines tell one another, at any time
+//	   │ ── EpochBegin(round) Pages… EpochEnd ▶ │  pre-copy: applied as it arrives
+//	   │ ◀────────────────────────── Ack round │  paces the rounds, promises nothing
+//	   │            … more rounds …            │
 //	   │ ── EpochBegin(checkpoint n) ─────────▶ │  staged
-//	   │ ── Pages…  State…  EpochEnd(n) ──────▶ │  verified whole
+//	   │ ── State…  Pages…  EpochEnd(n) ──────▶ │  verified whole
 //	   │ ◀────────────────────────────── Ack n │  then applied
 //	   │ ── EpochBegin(checkpoint n+1) … ─────▶ │
-//	   │ ◀──────────── Heartbeat ────────────▶ │  both ways, between any two frames
-//	   │ ── Role ─────────────────────────────▶ │  what the role machines tell one another
-//	   │ ── Bye ──────────────────────────────▶ │  the end, with its reason
+//	   │ ◀──────────── Heartbeat ────────────▶ │  between any two frames
+//	   │ ── Bye ─────────────▶ ◀─────── Bye ── │  the end, with its reason
+//
+// Which end dialled says nothing about who is active.
 //
 // # The receiver of epochs
 //
@@ -42,6 +45,7 @@
 //
 // Any other frame in a state, a page frame number that does not ascend, a count that is not the announced one: the
 // receiver (Assembler) reports an error and the connection ends. Nothing of a checkpoint that is not whole is ever used.
+// Only a new session may begin while an epoch is open: the old one was broken off.
 //
 // # What must stay true
 //

@@ -29,7 +29,7 @@ const (
 	MaxPagesData = 1 << 20
 	MaxRuns      = 4096
 	MaxState     = 1 << 20
-	MaxRole      = 1 << 10
+	MaxRole      = 1 << 11
 	MaxText      = 1 << 10
 	MaxHello     = 1 << 18
 
@@ -83,6 +83,9 @@ func (t Type) String() string {
 	return typeNames[t]
 }
 
+// ofEpoch reports whether frames of this type belong to an epoch, and so to a session.
+func (t Type) ofEpoch() bool { return t >= TypeEpochBegin && t <= TypeAck }
+
 // Errors that a frame or a message can be refused with. Each is wrapped with what was wrong.
 var (
 	ErrFrame    = errors.New("not a valid frame")
@@ -107,10 +110,10 @@ func (e *VersionError) Is(target error) bool { return target == ErrVersion }
 
 // Header is what precedes every payload.
 type Header struct {
-	Type       Type
-	Length     uint32 // of the payload, in bytes
-	Generation uint64
-	Epoch      uint64
+	Type    Type
+	Length  uint32 // of the payload, in bytes
+	Session uint64 // the sync that the frame belongs to; zero where it belongs to none
+	Epoch   uint64 // likewise
 
 	crc uint32
 }
@@ -126,7 +129,7 @@ func (h *Header) put(b []byte) {
 	b[7] = 0
 	binary.LittleEndian.PutUint32(b[8:], h.Length)
 	binary.LittleEndian.PutUint32(b[crcOffset:], 0)
-	binary.LittleEndian.PutUint64(b[16:], h.Generation)
+	binary.LittleEndian.PutUint64(b[16:], h.Session)
 	binary.LittleEndian.PutUint64(b[24:], h.Epoch)
 }
 
@@ -141,11 +144,11 @@ func parseHeader(b []byte) (Header, error) {
 		return Header{}, &VersionError{Theirs: v}
 	}
 	h := Header{
-		Type:       Type(b[6]),
-		Length:     binary.LittleEndian.Uint32(b[8:]),
-		Generation: binary.LittleEndian.Uint64(b[16:]),
-		Epoch:      binary.LittleEndian.Uint64(b[24:]),
-		crc:        binary.LittleEndian.Uint32(b[crcOffset:]),
+		Type:    Type(b[6]),
+		Length:  binary.LittleEndian.Uint32(b[8:]),
+		Session: binary.LittleEndian.Uint64(b[16:]),
+		Epoch:   binary.LittleEndian.Uint64(b[24:]),
+		crc:     binary.LittleEndian.Uint32(b[crcOffset:]),
 	}
 	if h.Type == 0 || h.Type >= typeEnd {
 		return Header{}, fmt.Errorf("%w: unknown %v", ErrFrame, h.Type)

@@ -13,21 +13,22 @@ type Region struct {
 	Size uint64 `cbor:"2,keyasint"`
 }
 
-// Hello opens a connection: what the primary is, and what its standby must be able to become.
+// Hello opens a connection, from both ends: who speaks, and what machine it has, which the other one must be able to become.
 type Hello struct {
-	Node     string   `cbor:"1,keyasint"` // who speaks, as the arbiter's record names it
-	VM       string   `cbor:"2,keyasint"`
-	PageSize uint32   `cbor:"3,keyasint"`
-	Regions  []Region `cbor:"4,keyasint"` // of RAM, ascending
-	Codecs   uint32   `cbor:"5,keyasint"` // set of codecs that the primary can encode, bit 1<<Codec
-	// Description is the machine's own: processors, features, devices. Only the machine can read it.
-	Description []byte `cbor:"6,keyasint"`
+	Node        string `cbor:"1,keyasint"` // who speaks, as the arbiter's record names it
+	Incarnation uint64 `cbor:"2,keyasint"` // of the process, not zero
+	VM          string `cbor:"3,keyasint"`
+	PageSize    uint32 `cbor:"4,keyasint"`
+	Codecs      uint32 `cbor:"5,keyasint"` // set of codecs that it can decode, bit 1<<Codec
+	// Regions of RAM, ascending. Empty, like the description, if the speaker has no machine.
+	Regions []Region `cbor:"6,keyasint"`
+	// Description is the machine's own: processors, features, devices. Only a machine can read it.
+	Description []byte `cbor:"7,keyasint"`
 }
 
 // HelloAck accepts a Hello.
 type HelloAck struct {
-	Node   string `cbor:"1,keyasint"`
-	Codecs uint32 `cbor:"2,keyasint"` // those of the Hello that the standby can decode
+	Node string `cbor:"1,keyasint"`
 }
 
 // Bounds within a Hello.
@@ -71,6 +72,8 @@ func (h *Hello) Check() error {
 	switch {
 	case h.Node == "" || len(h.Node) > maxName:
 		return fmt.Errorf("%w: hello with a node name of %d bytes", ErrMessage, len(h.Node))
+	case h.Incarnation == 0:
+		return fmt.Errorf("%w: hello of node %q with incarnation 0", ErrMessage, h.Node)
 	case h.VM == "" || len(h.VM) > maxName:
 		return fmt.Errorf("%w: hello with a VM name of %d bytes", ErrMessage, len(h.VM))
 	case h.PageSize != PageSize:
@@ -79,8 +82,8 @@ func (h *Hello) Check() error {
 		return fmt.Errorf("%w: hello without the required codecs (%#x of %#x)", ErrMessage, h.Codecs, CodecsRequired)
 	case len(h.Description) > maxDescription:
 		return fmt.Errorf("%w: hello with a description of %d bytes, at most %d", ErrMessage, len(h.Description), maxDescription)
-	case len(h.Regions) == 0 || len(h.Regions) > maxRegions:
-		return fmt.Errorf("%w: hello with %d memory regions, must be 1 to %d", ErrMessage, len(h.Regions), maxRegions)
+	case len(h.Regions) > maxRegions || (len(h.Regions) == 0) != (len(h.Description) == 0):
+		return fmt.Errorf("%w: hello with %d memory regions and a description of %d bytes", ErrMessage, len(h.Regions), len(h.Description))
 	}
 	end := uint64(0)
 	for _, r := range h.Regions {
@@ -123,17 +126,14 @@ func ParseHello(p []byte) (*Hello, error) {
 	return h, nil
 }
 
-// ParseHelloAck reads the payload of a TypeHelloAck frame, the answer to a Hello that offered codecs.
-func ParseHelloAck(p []byte, offered uint32) (*HelloAck, error) {
+// ParseHelloAck reads the payload of a TypeHelloAck frame.
+func ParseHelloAck(p []byte) (*HelloAck, error) {
 	a := new(HelloAck)
 	if err := strictDecoding.Unmarshal(p, a); err != nil {
 		return nil, fmt.Errorf("%w: hello-ack: %w", ErrMessage, err)
 	}
 	if a.Node == "" || len(a.Node) > maxName {
 		return nil, fmt.Errorf("%w: hello-ack with a node name of %d bytes", ErrMessage, len(a.Node))
-	}
-	if a.Codecs&^offered != 0 || a.Codecs&CodecsRequired != CodecsRequired {
-		return nil, fmt.Errorf("%w: hello-ack with codecs %#x, offered were %#x", ErrMessage, a.Codecs, offered)
 	}
 	return a, nil
 }
@@ -170,7 +170,7 @@ func mapPrintable(p []byte) []rune {
 	return rs
 }
 
-// Role sends a message of the role machine, 1 to MaxRole bytes that only it can read.
+// Role sends a message of the role machine (an encoded role.Status), 1 to MaxRole bytes that only it can read.
 func (w *Writer) Role(message []byte) error { return w.frame(TypeRole, 0, 0, message) }
 
 // Kind tells a pre-copy round from a checkpoint.
@@ -277,6 +277,7 @@ func ParseEpochEnd(p []byte) (EpochEnd, error) {
 
 // Ack says that the standby holds all of an epoch.
 type Ack struct {
+	Kind         Kind
 	Digest       uint32 // of the epoch, as the standby computed it
 	ReceiveNanos uint64 // from epoch-begin to verified
 	ApplyNanos   uint64 // of the epoch before
@@ -288,7 +289,7 @@ const ackSize = 24
 func (w *Writer) Ack(n uint64, a Ack) error {
 	p := w.head[HeaderSize:]
 	binary.LittleEndian.PutUint32(p[0:], a.Digest)
-	binary.LittleEndian.PutUint32(p[4:], 0)
+	binary.LittleEndian.PutUint32(p[4:], uint32(a.Kind))
 	binary.LittleEndian.PutUint64(p[8:], a.ReceiveNanos)
 	binary.LittleEndian.PutUint64(p[16:], a.ApplyNanos)
 	return w.frame(TypeAck, n, ackSize)
@@ -296,10 +297,15 @@ func (w *Writer) Ack(n uint64, a Ack) error {
 
 // ParseAck reads the payload of a TypeAck frame.
 func ParseAck(p []byte) (Ack, error) {
-	if len(p) != ackSize || binary.LittleEndian.Uint32(p[4:]) != 0 {
+	if len(p) != ackSize {
 		return Ack{}, fmt.Errorf("%w: ack of %d bytes", ErrMessage, len(p))
 	}
+	kind := binary.LittleEndian.Uint32(p[4:])
+	if kind != uint32(Round) && kind != uint32(Checkpoint) {
+		return Ack{}, fmt.Errorf("%w: ack of kind %d", ErrMessage, kind)
+	}
 	return Ack{
+		Kind:         Kind(kind),
 		Digest:       binary.LittleEndian.Uint32(p[0:]),
 		ReceiveNanos: binary.LittleEndian.Uint64(p[8:]),
 		ApplyNanos:   binary.LittleEndian.Uint64(p[16:]),

@@ -13,7 +13,7 @@ import (
 
 func testHello() *Hello {
 	return &Hello{
-		Node: "a", VM: "db", PageSize: PageSize, Codecs: CodecsRequired, Description: []byte("two processors"),
+		Node: "a", Incarnation: 5, VM: "db", PageSize: PageSize, Codecs: CodecsRequired, Description: []byte("two processors"),
 		Regions: []Region{{Base: 0, Size: 3 << 30}, {Base: 4 << 30, Size: 1 << 30}},
 	}
 }
@@ -122,7 +122,7 @@ func receiveOne(a *Assembler, h Header, p []byte, crc uint32, img image, state *
 		_, err := ParseHello(p)
 		return err
 	case TypeHelloAck:
-		_, err := ParseHelloAck(p, CodecsRequired)
+		_, err := ParseHelloAck(p)
 		return err
 	case TypeAck:
 		_, err := ParseAck(p)
@@ -179,7 +179,7 @@ func TestEpochRoundTrip(t *testing.T) {
 func smallEpoch(t testing.TB) []byte {
 	var buf bytes.Buffer
 	w := NewWriter(&buf)
-	w.Generation = 7
+	w.Session = 7
 	page := bytes.Repeat([]byte("pollux"), PageSize)[:2*PageSize]
 	sendEpoch(t, w, 3, Checkpoint, []run{{5, page}, {9, make([]byte, 3*PageSize)}}, []byte("registers"))
 	return buf.Bytes()
@@ -244,11 +244,11 @@ func TestDroppedFramesAreCaught(t *testing.T) {
 func TestMessagesRoundTrip(t *testing.T) {
 	var buf bytes.Buffer
 	w := NewWriter(&buf)
-	w.Generation = 12
+	w.Session = 12
 	must(t, w.Hello(testHello()))
-	must(t, w.HelloAck(&HelloAck{Node: "b", Codecs: CodecsRequired}))
+	must(t, w.HelloAck(&HelloAck{Node: "b"}))
 	must(t, w.Refuse("another size of memory\x1b[0m"))
-	must(t, w.Ack(9, Ack{Digest: 1, ReceiveNanos: 2, ApplyNanos: 3}))
+	must(t, w.Ack(9, Ack{Kind: Round, Digest: 1, ReceiveNanos: 2, ApplyNanos: 3}))
 	must(t, w.Heartbeat(Heartbeat{Sequence: 4}))
 	must(t, w.Role([]byte{1, 2, 3}))
 	must(t, w.Bye(strings.Repeat("long", 1000)))
@@ -257,7 +257,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 		t.Helper()
 		h, err := r.Next()
 		must(t, err)
-		if h.Type != want || h.Generation != 12 {
+		if h.Type != want || (h.Session == 12) != (want == TypeAck) {
 			t.Fatalf("got %+v, want %v", h, want)
 		}
 		p := make([]byte, h.Length)
@@ -269,7 +269,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 	if d := cmp.Diff(testHello(), h); d != "" {
 		t.Error(d)
 	}
-	a, err := ParseHelloAck(next(TypeHelloAck), CodecsRequired)
+	a, err := ParseHelloAck(next(TypeHelloAck))
 	must(t, err)
 	if a.Node != "b" {
 		t.Errorf("%+v", a)
@@ -279,7 +279,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 	}
 	ack, err := ParseAck(next(TypeAck))
 	must(t, err)
-	if ack != (Ack{Digest: 1, ReceiveNanos: 2, ApplyNanos: 3}) {
+	if ack != (Ack{Kind: Round, Digest: 1, ReceiveNanos: 2, ApplyNanos: 3}) {
 		t.Errorf("%+v", ack)
 	}
 	hb, err := ParseHeartbeat(next(TypeHeartbeat))
@@ -302,7 +302,9 @@ func TestHelloIsChecked(t *testing.T) {
 		"no VM":               func(h *Hello) { h.VM = "" },
 		"page size":           func(h *Hello) { h.PageSize = 16384 },
 		"no codecs":           func(h *Hello) { h.Codecs = 0 },
+		"no incarnation":      func(h *Hello) { h.Incarnation = 0 },
 		"no regions":          func(h *Hello) { h.Regions = nil },
+		"no description":      func(h *Hello) { h.Description = nil },
 		"overlapping regions": func(h *Hello) { h.Regions[1].Base = 1 << 30 },
 		"empty region":        func(h *Hello) { h.Regions[0].Size = 0 },
 		"unaligned region":    func(h *Hello) { h.Regions[0].Base = 12 },
@@ -369,7 +371,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		_, err := w.EpochEnd(1, pw.Pages, pw.Zero)
 		must(t, err)
 		must(t, w.Heartbeat(Heartbeat{}))
-		must(t, w.Ack(1, Ack{}))
+		must(t, w.Ack(1, Ack{Kind: Checkpoint}))
 		for range 7 {
 			h, err := r.Next()
 			must(t, err)
@@ -406,7 +408,7 @@ func FuzzStream(f *testing.F) {
 	var buf bytes.Buffer
 	w := NewWriter(&buf)
 	must(f, w.Hello(testHello()))
-	must(f, w.HelloAck(&HelloAck{Node: "b", Codecs: CodecsRequired}))
+	must(f, w.HelloAck(&HelloAck{Node: "b"}))
 	must(f, w.Refuse("no"))
 	must(f, w.Heartbeat(Heartbeat{Sequence: 1}))
 	f.Add(buf.Bytes())

@@ -17,8 +17,8 @@ type Writer struct {
 	crc  uint32 // of the last frame
 	// digest runs over the checksums of the current epoch's frames; see addDigest.
 	digest uint32
-	// Generation goes into every header.
-	Generation uint64
+	// Session goes into the header of every frame that belongs to an epoch.
+	Session uint64
 }
 
 // smallPayload is the room for the fixed part of any message.
@@ -36,7 +36,10 @@ func (w *Writer) frame(t Type, epoch uint64, small int, parts ...[]byte) error {
 	if bound := payloadBounds[t]; length < int(bound.min) || length > int(bound.max) {
 		return fmt.Errorf("send %v: %w: %d bytes, must be %d to %d", t, ErrFrame, length, bound.min, bound.max)
 	}
-	h := Header{Type: t, Length: uint32(length), Generation: w.Generation, Epoch: epoch}
+	h := Header{Type: t, Length: uint32(length), Epoch: epoch}
+	if t.ofEpoch() {
+		h.Session = w.Session
+	}
 	head := w.head[:HeaderSize+small]
 	h.put(head)
 	crc := crc32.Update(0, castagnoli, head)
