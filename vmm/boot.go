@@ -1,0 +1,6 @@
+package vmm
+
+// bootFiles is what Boot reads.
+type bootFiles struct {
+	kernel, initrd, cmdline string
+}
