@@ -203,22 +203,26 @@ func program(t testing.TB, m *Machine, code []byte, change func(id int, r *kvm.R
 // writePageTables maps the first and the fourth GiB one to one, for ring 3.
 func writePageTables(t testing.TB, m *Machine) {
 	t.Helper()
-	const present, writable, user, large = 1, 2, 4, 0x80
-	tables := make([]byte, 5<<12)
-	put := func(table, index int, v uint64) {
-		binary.LittleEndian.PutUint64(tables[table<<12+index*8:], v|present|writable|user)
-	}
-	put(0, 0, guestTables+1<<12)
-	put(1, 0, guestTables+2<<12)
-	put(1, 3, guestTables+3<<12)
-	for i := range 512 {
-		put(2, i, uint64(i)<<21|large)
-		put(3, i, 3<<30|uint64(i)<<21|large)
-	}
-	if err := m.memory.WriteAt(tables, guestTables); err != nil {
-		t.Fatal(err)
+	const large = 0x80
+	writeEntry(t, m, 0, 0, guestTables+1<<12)
+	writeEntry(t, m, 1, 0, guestTables+2<<12)
+	writeEntry(t, m, 1, 3, guestTables+3<<12)
+	for i := range uint64(512) {
+		writeEntry(t, m, 2, i, i<<21|large)
+		writeEntry(t, m, 3, i, 3<<30|i<<21|large)
 	}
 	if err := m.memory.WriteAt([]byte{104}, guestTSS+102); err != nil { // where the I/O bitmap begins
+		t.Fatal(err)
+	}
+}
+
+// writeEntry sets an entry of one of the five page tables.
+func writeEntry(t testing.TB, m *Machine, table, index, v uint64) {
+	t.Helper()
+	const present, writable, user = 1, 2, 4
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], v|present|writable|user)
+	if err := m.memory.WriteAt(b[:], guestTables+table<<12+index*8); err != nil {
 		t.Fatal(err)
 	}
 }
