@@ -17,7 +17,7 @@ var verdicts = []struct {
 	pattern *regexp.Regexp
 }{
 	{CauseStackGuard, regexp.MustCompile(`(?:TASK|IRQ|#DF|NMI|#DB|#MC|#VC\w*) stack guard page was hit.*|kernel stack overflow.*`)},
-	{CauseNodeInit, regexp.MustCompile(`Kernel panic - not syncing: (?:Attempted to kill init|No working init|Requested init).*`)},
+	{CauseNodeInit, regexp.MustCompile(`Kernel panic - not syncing: (?:Attempted to kill init|No working init|Requested init).*|msg="lab node failed".*`)},
 	{CauseOops, regexp.MustCompile(`(?:BUG: (?:unable to handle|kernel NULL|scheduling while)|kernel BUG at|Oops:|double fault:|general protection fault,|PANIC: ).*`)},
 	{CauseLockup, regexp.MustCompile(`(?:watchdog: BUG: soft lockup|NMI watchdog: Watchdog detected hard LOCKUP|rcu: INFO: rcu_\w+ (?:self-)?detected stall|blocked for more than \d+ seconds).*`)},
 	{CausePanic, regexp.MustCompile(`Kernel panic - not syncing.*`)},

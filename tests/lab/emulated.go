@@ -50,7 +50,7 @@ func (e Emulation) fill() Emulation {
 
 // hostModules are the modules that a host needs of a kernel that has them not built in, dependencies first.
 var hostModules = []string{
-	"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
+	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
 	"failover", "net_failover", "virtio_net", "virtio_blk", "virtio-rng",
 	"llc", "stp", "bridge", "tun", "irqbypass", "kvm", "kvm-amd",
 }

@@ -153,7 +153,7 @@ func (l *Lab) watch(ctx context.Context, node string) *NodeDied {
 		if died := l.autopsy(node); died != nil {
 			return died
 		}
-		if ctx.Err() == nil && time.Since(lastBeat) > hangAfter {
+		if ctx.Err() == nil && time.Since(lastBeat) > l.hangAfter {
 			return l.report(node, CauseHang, fmt.Sprintf("silent for %v: %v", time.Since(lastBeat).Round(time.Second), err))
 		}
 		select {

@@ -47,8 +47,9 @@ type Config struct {
 
 // Lab is a lab that is up, or was.
 type Lab struct {
-	dir string
-	log *slog.Logger
+	dir       string
+	log       *slog.Logger
+	hangAfter time.Duration
 }
 
 // Up brings a lab up: networks, nodes, agents that answer. It is idempotent: what is up stays as it is, a node that is down is
@@ -137,7 +138,7 @@ func newLab(dir string, log *slog.Logger) (*Lab, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Lab{dir: abs, log: log}, nil
+	return &Lab{dir: abs, log: log, hangAfter: hangAfter}, nil
 }
 
 func (l *Lab) id() string { return labID(l.dir) }
