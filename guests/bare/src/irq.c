@@ -9,6 +9,12 @@ enum {
 	PIT_COMMAND = 0x43,
 	PIT_CHANNEL0_RATE = 0x34, /* channel 0, low then high byte, mode 2 (rate generator) */
 	PIT_HZ = 1193182,
+	PIT_DIVISOR = (PIT_HZ + TICKS_PER_SECOND / 2) / TICKS_PER_SECOND,
+
+	/* The ACPI power management timer (ACPI 6.5, 4.8.3.3), at the port that Pollux and QEMU give it. */
+	PM_TIMER = 0x608,
+	PM_TIMER_HZ = 3579545,
+	PM_TIMER_MASK = 0xffffff, /* 24 bits count, whatever its width */
 
 	/* Local APIC registers, offsets from LAPIC_BASE (Intel SDM vol. 3, table 11-1). */
 	LAPIC_ID = 0x020,
@@ -44,16 +50,14 @@ static void wait_for_tick(void)
 
 void irq_init(void)
 {
-	const unsigned divisor = (PIT_HZ + TICKS_PER_SECOND / 2) / TICKS_PER_SECOND;
-
 	mmio_write32(lapic(LAPIC_TASK_PRIORITY), 0);
 	mmio_write32(lapic(LAPIC_SPURIOUS), LAPIC_ENABLE | VECTOR_SPURIOUS);
 	mmio_write32(lapic(LAPIC_LVT_LINT0), LVT_EXTINT);
 	mmio_write32(lapic(LAPIC_LVT_LINT1), LVT_NMI);
 
 	out8(PIT_COMMAND, PIT_CHANNEL0_RATE);
-	out8(PIT_CHANNEL0, divisor & 0xff);
-	out8(PIT_CHANNEL0, divisor >> 8);
+	out8(PIT_CHANNEL0, PIT_DIVISOR & 0xff);
+	out8(PIT_CHANNEL0, PIT_DIVISOR >> 8);
 	out8(PIC_MASTER_MASK, (uint8_t)~1u);
 	wait_for_tick();
 }
@@ -94,27 +98,68 @@ static struct {
 	uint64_t now, tsc, ticks;
 } clock;
 
-enum { CALIBRATION_TICKS = 10 };
-
 #define NS_PER_SECOND 1000000000ull
 
 /* Outside of these no CPU's counter runs: the hypervisor stepped it while we measured. */
 #define TSC_HZ_MIN 1000000ull
 #define TSC_HZ_MAX 100000000000ull
 
+enum { CALIBRATION_TICKS = 10 };
+
+/* A reading of both clocks, taken as close together as a few tries get it. */
+struct reading {
+	uint64_t tsc;
+	uint32_t timer;
+};
+
+static struct reading read_both(void)
+{
+	enum { TRIES = 8 };
+	struct reading best = {0, 0};
+	uint64_t best_width = UINT64_MAX;
+
+	for (unsigned i = 0; i < TRIES; i++) {
+		uint64_t before = read_tsc();
+		uint32_t timer = in32(PM_TIMER) & PM_TIMER_MASK;
+		uint64_t width = read_tsc() - before;
+
+		if (width < best_width) {
+			best_width = width;
+			best = (struct reading){before + width / 2, timer};
+		}
+	}
+	return best;
+}
+
+/*
+ * The time-stamp counter's frequency, measured over some ticks; 0 when it was stepped meanwhile. The ticks only say how
+ * long to wait: a busy host delivers them late and in bunches, so the power management timer is the measure. Where a
+ * hypervisor has none, the ticks have to do.
+ */
+static uint64_t measure_tsc(void)
+{
+	struct reading start = read_both();
+	uint64_t tick = irq_ticks;
+
+	while (irq_ticks - tick < CALIBRATION_TICKS)
+		wait_for_tick();
+	struct reading end = read_both();
+	uint64_t ticks = irq_ticks - tick, counts = end.tsc - start.tsc;
+	uint32_t timer = (end.timer - start.timer) & PM_TIMER_MASK;
+
+	if (counts > TSC_HZ_MAX)
+		return 0;
+	return timer ? counts * PM_TIMER_HZ / timer : counts * TICKS_PER_SECOND / ticks;
+}
+
 void clock_init(void)
 {
-	do {
-		wait_for_tick();
-		uint64_t tick = irq_ticks, start = read_tsc();
-
-		while (irq_ticks - tick < CALIBRATION_TICKS)
-			wait_for_tick();
-		clock.tsc = read_tsc();
-		clock.ticks = irq_ticks;
-		clock.tsc_hz = (clock.tsc - start) * TICKS_PER_SECOND / (clock.ticks - tick);
-	} while (clock.tsc_hz < TSC_HZ_MIN || clock.tsc_hz > TSC_HZ_MAX);
+	do
+		clock.tsc_hz = measure_tsc();
+	while (clock.tsc_hz < TSC_HZ_MIN || clock.tsc_hz > TSC_HZ_MAX);
 	clock.ns_per_count = (NS_PER_SECOND << 32) / clock.tsc_hz;
+	clock.tsc = read_tsc();
+	clock.ticks = irq_ticks;
 }
 
 uint64_t clock_tsc_hz(void)

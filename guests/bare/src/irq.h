@@ -28,7 +28,7 @@ uint32_t irq_message_data(unsigned number);
 /* All interrupts taken so far. */
 uint64_t irq_total(void);
 
-/* Measures the time-stamp counter against the tick. Needs irq_init. */
+/* Measures the time-stamp counter. Needs irq_init. */
 void clock_init(void);
 uint64_t clock_tsc_hz(void);
 
