@@ -1,8 +1,8 @@
 package devices
 
 // ResetPort is the reset control register of the PIIX and its successors; the FADT names it (ACPI 6.5 §4.8.3.6) with
-// ResetValue. It lies inside of the double word of PCI's configuration address, which only takes four-byte accesses; see
-// ResetOverlay.
+// ResetValue. It lies inside of the double word of PCI's configuration address, which takes only four-byte accesses; the
+// PCI root hands one-byte accesses on (pci.Config.ResetControl).
 const (
 	ResetPort  = 0xcf9
 	ResetValue = resetCPU | resetSystem
@@ -58,31 +58,4 @@ func (r *Reset) Write(_ uint64, p []byte) {
 	if fire {
 		r.onReset()
 	}
-}
-
-// ResetOverlay puts a Reset in front of the handler of a range that begins at PCI's configuration address, 0xCF8:
-// one-byte accesses to 0xCF9 are the reset register's, all others the inner handler's.
-type ResetOverlay struct {
-	Inner Handler
-	Reset *Reset
-}
-
-const resetOverlayOffset = ResetPort - 0xcf8
-
-// Read implements Handler.
-func (o ResetOverlay) Read(offset uint64, p []byte) {
-	if offset == resetOverlayOffset && len(p) == 1 {
-		o.Reset.Read(0, p)
-		return
-	}
-	o.Inner.Read(offset, p)
-}
-
-// Write implements Handler.
-func (o ResetOverlay) Write(offset uint64, p []byte) {
-	if offset == resetOverlayOffset && len(p) == 1 {
-		o.Reset.Write(0, p)
-		return
-	}
-	o.Inner.Write(offset, p)
 }

@@ -204,10 +204,9 @@ const (
 	everyCPU = 0xff
 )
 
-// timerGSI is the I/O APIC's pin that the interval timer, ISA interrupt 0, is wired to.
-const timerGSI = 2
-
-// madt describes the interrupt controllers (§5.2.12), after its header.
+// madt describes the interrupt controllers (§5.2.12), after its header. KVM's default routing sends interrupt n to pin n
+// of the I/O APIC, the interval timer's 0 included (on a board it would be 2), so only the SCI needs a word: it is level
+// triggered.
 func madt(cpus int) []byte {
 	le := binary.LittleEndian
 	t := le.AppendUint32(nil, localAPICAddress)
@@ -219,7 +218,6 @@ func madt(cpus int) []byte {
 	t = append(t, madtIOAPIC, 12, 0, 0)
 	t = le.AppendUint32(t, ioAPICAddress)
 	t = le.AppendUint32(t, 0) // its first interrupt
-	t = override(t, 0, timerGSI, inti)
 	t = override(t, devices.SCIIRQ, devices.SCIIRQ, intiActive|intiLevel)
 	t = append(t, madtLocalNMI, 6, everyCPU)
 	t = le.AppendUint16(t, inti)
