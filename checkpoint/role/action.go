@@ -43,7 +43,8 @@ const (
 	// first Capture of a session on, the caller captures further epochs at its
 	// own pace, but none after a Frozen one until Resume.
 	ActionCapture
-	// ActionPause: stop the vCPUs, keep everything.
+	// ActionPause: stop the vCPUs, keep everything. Captures go on, or what
+	// is held could never leave.
 	ActionPause
 	// ActionResume: the reverse of Pause and of a Frozen capture.
 	ActionResume

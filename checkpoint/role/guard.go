@@ -39,7 +39,8 @@ const (
 	guardDropStale // a copy that the record doesn't name any more is dropped
 	guardJoinKnown // a twin joins only the node that the newest record names
 	guardOrphan    // a lone restart asks the twin before booting from disks
-	guardWitness   // and only believes that twin's own word
+	guardWitness   // and believes only that it has no copy
+	guardEcho      // if it says so after hearing that nothing runs here
 	guardFault     // a failed copy is gone, whatever the role was
 	guardForceOnce // an operator's force ends when the record changes
 

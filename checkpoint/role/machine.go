@@ -91,6 +91,8 @@ type state struct {
 	heard       bool   // a status has arrived on this connection, with:
 	peerPhase   Phase
 	peerSession uint64
+	peerHeard   uint64 // the newest status from here that the peer had had
+	witness     uint64 // a peer that hasn't had this one can't testify; see twinHasNothing
 	seen        uint64 // the newest status of peer that has arrived
 	seq         uint64 // the newest status that was sent
 	news        bool   // something changed that the peer should know
@@ -287,7 +289,8 @@ func (m *Machine) onStatus(s *Status) {
 	if !m.need(guardSequence, s.Seq > m.seen) {
 		return // a duplicate, or overtaken by a newer one
 	}
-	m.seen, m.heard, m.peerPhase, m.peerSession = s.Seq, true, s.Phase, s.Session
+	m.seen, m.heard = s.Seq, true
+	m.peerPhase, m.peerSession, m.peerHeard = s.Phase, s.Session, s.Heard
 	if !s.Record.IsZero() {
 		m.learn(s.Record)
 	}
@@ -317,7 +320,7 @@ func (m *Machine) maybeTell() {
 		epoch = m.captured
 	}
 	m.out = append(m.out, Action{Kind: ActionSend, Status: Status{
-		From: m.cfg.Self, To: m.peer, Seq: m.seq, Phase: m.phase,
+		From: m.cfg.Self, To: m.peer, Seq: m.seq, Heard: m.seen, Phase: m.phase,
 		Session: m.session, Epoch: epoch, Record: m.rec,
 	}})
 }

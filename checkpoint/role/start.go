@@ -5,6 +5,7 @@ func (m *Machine) onStart(create, boot bool) {
 		return
 	}
 	m.create, m.boot = create, boot
+	m.witness = m.seq + 1
 	m.enter(PhaseStarting)
 	if m.cfg.Arbiter != Arbitrated {
 		m.known = true
@@ -57,12 +58,15 @@ func (m *Machine) bootUp() {
 	m.doneByForce()
 }
 
-// twinHasNothing reports whether the standby that the record names has told
-// this very run of this node that it holds no copy, or has restarted, which
-// comes to the same. It can't get one again before the record changes, since
-// only the dead predecessor of this node could have given it one.
+// twinHasNothing reports whether the standby that the record names has said
+// that it holds no copy, or has restarted, which comes to the same. It counts
+// only if it has been said after hearing that nothing runs here any more: from
+// then on, no copy of what ran here can become complete there.
 func (m *Machine) twinHasNothing() bool {
 	if !m.up || !m.heard || m.peer.Node != m.rec.Standby.Node {
+		return false
+	}
+	if !m.need(guardEcho, m.peerHeard >= m.witness) {
 		return false
 	}
 	return m.need(guardWitness, m.peer != m.rec.Standby || !m.peerPhase.Holds())
@@ -87,6 +91,7 @@ func (m *Machine) onFault() {
 
 func (m *Machine) onRepaired() {
 	if m.phase == PhaseFailed || m.phase == PhaseStopped {
+		m.witness = m.seq + 1
 		m.enter(PhaseStarting)
 		if m.cfg.Arbiter != Arbitrated {
 			m.evaluate()

@@ -13,6 +13,7 @@ type Status struct {
 	From    Member // the sender
 	To      Member // the receiver, as the sender knows it from the connection
 	Seq     uint64 // grows with every status of the sender
+	Heard   uint64 // Seq of the receiver's newest status that the sender has had; 0: none
 	Phase   Phase  // the sender's
 	Session uint64 // the sync that the phase is about; the last one known otherwise
 	Epoch   Epoch  // active: newest capture; twin: newest complete checkpoint
@@ -36,6 +37,7 @@ const statusVersion = 1
 func (s Status) Append(b []byte) []byte {
 	b = append(b, statusVersion, byte(s.Phase))
 	b = binary.BigEndian.AppendUint64(b, s.Seq)
+	b = binary.BigEndian.AppendUint64(b, s.Heard)
 	b = binary.BigEndian.AppendUint64(b, s.Session)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Epoch))
 	b = binary.BigEndian.AppendUint64(b, s.Record.Revision)
@@ -52,7 +54,7 @@ func (s Status) Append(b []byte) []byte {
 // ErrStatus, whatever Append can't have made: another version, wrong length,
 // unknown phases, members and records that can't be.
 func ParseStatus(b []byte) (Status, error) {
-	const fixed = 2 + 5*8
+	const fixed = 2 + 6*8
 	if len(b) < fixed {
 		return Status{}, fmt.Errorf("%w: %d bytes are too few", ErrStatus, len(b))
 	}
@@ -62,11 +64,12 @@ func ParseStatus(b []byte) (Status, error) {
 	s := Status{
 		Phase:   Phase(b[1]),
 		Seq:     binary.BigEndian.Uint64(b[2:]),
-		Session: binary.BigEndian.Uint64(b[10:]),
-		Epoch:   Epoch(binary.BigEndian.Uint64(b[18:])),
+		Heard:   binary.BigEndian.Uint64(b[10:]),
+		Session: binary.BigEndian.Uint64(b[18:]),
+		Epoch:   Epoch(binary.BigEndian.Uint64(b[26:])),
 		Record: Record{
-			Revision:   binary.BigEndian.Uint64(b[26:]),
-			Generation: binary.BigEndian.Uint64(b[34:]),
+			Revision:   binary.BigEndian.Uint64(b[34:]),
+			Generation: binary.BigEndian.Uint64(b[42:]),
 		},
 	}
 	rest := b[fixed:]
