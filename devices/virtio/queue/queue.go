@@ -98,6 +98,9 @@ func New(mem *guestmem.Memory, max uint16) *Queue { return &Queue{mem: mem, max:
 // Max is the largest size that the queue can have.
 func (q *Queue) Max() uint16 { return q.max }
 
+// Size is the size that the driver chose, 0 when the queue is not enabled.
+func (q *Queue) Size() uint16 { return q.cfg.Size }
+
 // Enabled reports whether the driver has set the queue up.
 func (q *Queue) Enabled() bool { return q.enabled }
 
