@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
@@ -29,8 +30,26 @@ func (m *Machine) Boot() error {
 		return fmt.Errorf("boot machine: %w", err)
 	}
 	m.started = true
+	for _, v := range m.vcpus {
+		if err := v.enableMTRRs(); err != nil {
+			return fmt.Errorf("boot machine: %w", err)
+		}
+	}
 	if err := m.vcpus[0].enter(entry); err != nil {
 		return fmt.Errorf("boot machine: %w", err)
+	}
+	return nil
+}
+
+// enableMTRRs does what a firmware does before it starts a kernel: memory is write-back unless the kernel says otherwise.
+// Without it, kernels take the memory types for broken and stop using them. A KVM that has no such register is left alone.
+func (v *vcpu) enableMTRRs() error {
+	const enabled, writeBack = 1 << 11, 6
+	m := kvm.NewMSRs([]uint32{msrMTRRDefault})
+	m.SetValue(0, enabled|writeBack)
+	var refused *kvm.MSRError
+	if err := v.cpu.SetMSRs(m); err != nil && !errors.As(err, &refused) {
+		return err
 	}
 	return nil
 }

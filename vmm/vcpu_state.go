@@ -25,11 +25,12 @@ const (
 	msrTSCDeadline = 0x6e0
 	msrMTRRBase0   = 0x200 // then its mask, and so on
 	mtrrVariable   = 8     // pairs: what KVM reports in MTRRcap
+	msrMTRRDefault = 0x2ff
 )
 
 // msrMTRRFixed are the fixed-range memory types and, last, the default type, which switches them on.
 var msrMTRRFixed = [...]uint32{
-	0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff,
+	0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, msrMTRRDefault,
 }
 
 // vcpuState is the buffers through which one vCPU's state passes between KVM and an encoding. They are made once, so that

@@ -31,8 +31,6 @@ var (
 	ioctlGetSregs     = gokvm.IIOR(0x83, unsafe.Sizeof(Sregs{}))
 	ioctlGetMSRs      = gokvm.IIOWR(0x88, 8)
 	ioctlSetMSRs      = gokvm.IIOW(0x89, 8)
-	ioctlGetFPU       = gokvm.IIOR(0x8c, unsafe.Sizeof(FPU{}))
-	ioctlSetFPU       = gokvm.IIOW(0x8d, unsafe.Sizeof(FPU{}))
 	ioctlGetXSAVE     = gokvm.IIOR(0xa4, minXSAVE)
 	ioctlSetXSAVE     = gokvm.IIOW(0xa5, minXSAVE)
 	ioctlKVMClockCtrl = gokvm.IIO(0xad)

@@ -41,7 +41,6 @@ var required = []struct {
 	{gokvm.CapVCPUEvents, "state of pending events"},
 	{gokvm.CapDebugRegs, "debug registers"},
 	{gokvm.CapXSave, "extended processor state"},
-	{gokvm.CapXCRS, "extended control registers"},
 	{gokvm.CapAdjustClock, "adjustable clock"},
 	{gokvm.CapSignalMSI, "message-signalled interrupts"},
 	{gokvm.CapIOEventFD, "ioeventfd"},

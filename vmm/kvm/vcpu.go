@@ -31,6 +31,7 @@ type VCPU struct {
 	run       []byte // the run page, shared with the kernel
 	xsaveSize int    // bytes that GetXSAVE fills
 	wideXSAVE bool   // XSAVE2 is needed: the state is larger than one page
+	hasXCRs   bool   // the host's processor has XSAVE
 }
 
 // CreateVCPU makes a vCPU whose APIC ID is id (KVM API §4.7).
@@ -48,15 +49,24 @@ func (v *VM) CreateVCPU(id int) (*VCPU, error) {
 		return nil, fmt.Errorf("map the run page of vCPU %d: %w", id, err)
 	}
 	c := &VCPU{fd: fd, id: id, run: run, xsaveSize: minXSAVE}
+	if err := c.measure(v); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// measure finds out what there is of extended processor state.
+func (c *VCPU) measure(v *VM) error {
 	size, err := v.Check(gokvm.CapXSave2)
 	if err != nil {
-		c.Close()
-		return nil, err
+		return err
 	}
 	if size > minXSAVE {
 		c.xsaveSize, c.wideXSAVE = size, true
 	}
-	return c, nil
+	xcrs, err := v.Check(gokvm.CapXCRS)
+	c.hasXCRs = xcrs > 0
+	return err
 }
 
 // Close frees the vCPU. Nobody may be in Run.
@@ -103,8 +113,16 @@ func (c *VCPU) SetDebugRegs(r *DebugRegs) error {
 	return c.wrap("set debug registers", err)
 }
 
+// xcr0X87 is the value of XCR0 after reset, and for ever on a processor without XSAVE.
+const xcr0X87 = 1
+
 // XCRs reads the extended control registers into r.
 func (c *VCPU) XCRs(r *XCRs) error {
+	if !c.hasXCRs {
+		*r = XCRs{NrXRCS: 1}
+		r.Registers[0].Value = xcr0X87
+		return nil
+	}
 	err := gokvm.GetXCRS(c.fd, r)
 	runtime.KeepAlive(r)
 	return c.wrap("get extended control registers", err)
@@ -112,6 +130,12 @@ func (c *VCPU) XCRs(r *XCRs) error {
 
 // SetXCRs sets the extended control registers.
 func (c *VCPU) SetXCRs(r *XCRs) error {
+	if !c.hasXCRs {
+		if r.NrXRCS != 1 || r.Registers[0].Value != xcr0X87 {
+			return fmt.Errorf("set XCR0 of vCPU %d to %#x: this host's processor has no XSAVE", c.id, r.Registers[0].Value)
+		}
+		return nil
+	}
 	err := gokvm.SetXCRS(c.fd, r)
 	runtime.KeepAlive(r)
 	return c.wrap("set extended control registers", err)

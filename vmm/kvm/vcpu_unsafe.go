@@ -8,23 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// minXSAVE is the size of struct kvm_xsave, which is all there is unless KVM_CAP_XSAVE2 reports more.
+// minXSAVE is the size of struct kvm_xsave, which is all there is unless KVM_CAP_XSAVE2 reports more. KVM fills it on a
+// processor without XSAVE too, with what FXSAVE gives.
 const minXSAVE = 4096
-
-// FPU is struct kvm_fpu: x87 and SSE state for a KVM without XSAVE.
-type FPU struct {
-	FPR        [8][16]uint8
-	FCW        uint16
-	FSW        uint16
-	FTWX       uint8
-	_          uint8
-	LastOpcode uint16
-	LastIP     uint64
-	LastDP     uint64
-	XMM        [16][16]uint8
-	MXCSR      uint32
-	_          uint32
-}
 
 // Regs reads the general registers into r.
 func (c *VCPU) Regs(r *Regs) error {
@@ -36,18 +22,6 @@ func (c *VCPU) Regs(r *Regs) error {
 func (c *VCPU) Sregs(r *Sregs) error {
 	_, err := ioctl(c.fd, ioctlGetSregs, unsafe.Pointer(r))
 	return c.wrap("get special registers", err)
-}
-
-// FPU reads x87 and SSE state into f.
-func (c *VCPU) FPU(f *FPU) error {
-	_, err := ioctl(c.fd, ioctlGetFPU, unsafe.Pointer(f))
-	return c.wrap("get FPU", err)
-}
-
-// SetFPU sets x87 and SSE state.
-func (c *VCPU) SetFPU(f *FPU) error {
-	_, err := ioctl(c.fd, ioctlSetFPU, unsafe.Pointer(f))
-	return c.wrap("set FPU", err)
 }
 
 // XSAVESize is the length in bytes that XSAVE and SetXSAVE take (KVM API §4.134): the host's state, not the guest's.
