@@ -63,18 +63,25 @@ func (a *Assembler) Pages(h Header, p Pages, crc uint32) error {
 	return nil
 }
 
-// State takes a state frame of n bytes and says where in the state it belongs.
-func (a *Assembler) State(h Header, n uint32, crc uint32) (offset uint32, err error) {
+// StateRoom says where in the state the frame of this header belongs, before it is read.
+func (a *Assembler) StateRoom(h Header) (offset uint32, err error) {
 	if err := a.in(h); err != nil {
 		return 0, err
 	}
-	if n > a.begin.State-a.state {
-		return 0, fmt.Errorf("%w: epoch %d announced %d bytes of state and has %d", ErrSequence, a.epoch, a.begin.State, uint64(a.state)+uint64(n))
+	if h.Length > a.begin.State-a.state {
+		return 0, fmt.Errorf("%w: epoch %d announced %d bytes of state and has %d", ErrSequence, a.epoch, a.begin.State, uint64(a.state)+uint64(h.Length))
 	}
-	offset = a.state
-	a.state += n
+	return a.state, nil
+}
+
+// State takes a state frame that was read.
+func (a *Assembler) State(h Header, crc uint32) error {
+	if _, err := a.StateRoom(h); err != nil {
+		return err
+	}
+	a.state += h.Length
 	a.digest = addDigest(a.digest, crc)
-	return offset, nil
+	return nil
 }
 
 // End takes a parsed epoch-end. No error: the epoch is whole, and its digest is returned.

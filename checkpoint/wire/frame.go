@@ -33,7 +33,8 @@ const (
 	MaxText      = 1 << 10
 	MaxHello     = 1 << 18
 
-	maxPages = pagesHeadSize + MaxRuns*runSize + MaxPagesData
+	// MaxPagesPayload is the longest payload of a Pages frame.
+	MaxPagesPayload = pagesHeadSize + MaxRuns*runSize + MaxPagesData
 )
 
 // Type says what a frame carries.
@@ -66,7 +67,7 @@ var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeHelloAck:   {1, MaxText},
 	TypeRefuse:     {1, MaxText},
 	TypeEpochBegin: {epochBeginSize, epochBeginSize},
-	TypePages:      {pagesHeadSize + runSize, maxPages},
+	TypePages:      {pagesHeadSize + runSize, MaxPagesPayload},
 	TypeState:      {1, MaxState},
 	TypeEpochEnd:   {epochEndSize, epochEndSize},
 	TypeAck:        {ackSize, ackSize},

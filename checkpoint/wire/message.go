@@ -248,15 +248,14 @@ type EpochEnd struct {
 
 const epochEndSize = 24
 
-// EpochEnd ends epoch n. The digest is the writer's own; it is returned, to be compared with the one in the Ack.
-func (w *Writer) EpochEnd(n, pages, zero uint64) (uint32, error) {
+// EpochEnd ends epoch n with the writer's own Digest.
+func (w *Writer) EpochEnd(n, pages, zero uint64) error {
 	p := w.head[HeaderSize:]
 	binary.LittleEndian.PutUint64(p[0:], pages)
 	binary.LittleEndian.PutUint64(p[8:], zero)
 	binary.LittleEndian.PutUint32(p[16:], w.digest)
 	binary.LittleEndian.PutUint32(p[20:], 0)
-	digest := w.digest
-	return digest, w.frame(TypeEpochEnd, n, epochEndSize)
+	return w.frame(TypeEpochEnd, n, epochEndSize)
 }
 
 // ParseEpochEnd reads the payload of a TypeEpochEnd frame.

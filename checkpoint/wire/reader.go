@@ -53,12 +53,29 @@ func (r *Reader) Payload(p []byte) error {
 		return fmt.Errorf("read a %v frame of %d bytes: %w", r.next.Type, r.next.Length, err)
 	}
 	crc := crc32.Update(0, castagnoli, r.head[:])
-	crc = crc32.Update(crc, castagnoli, p)
+	return r.check(crc32.Update(crc, castagnoli, p))
+}
+
+func (r *Reader) check(crc uint32) error {
 	if crc != r.next.crc {
 		return fmt.Errorf("%v frame of %d bytes in epoch %d: %w", r.next.Type, r.next.Length, r.next.Epoch, ErrChecksum)
 	}
 	r.crc, r.busy = crc, false
 	return nil
+}
+
+// Skip reads the payload of the frame that Next announced into nowhere, through buf, and checks it.
+func (r *Reader) Skip(buf []byte) error {
+	crc := crc32.Update(0, castagnoli, r.head[:])
+	for left := int(r.next.Length); left > 0; {
+		p := buf[:min(left, len(buf))]
+		if _, err := io.ReadFull(r.r, p); err != nil {
+			return fmt.Errorf("skip a %v frame of %d bytes: %w", r.next.Type, r.next.Length, err)
+		}
+		crc = crc32.Update(crc, castagnoli, p)
+		left -= len(p)
+	}
+	return r.check(crc)
 }
 
 // Checksum is that of the frame that Payload read last.

@@ -27,6 +27,9 @@ const smallPayload = 64
 // NewWriter returns a Writer on w. Several small writes reach w per frame: w should gather them.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
+// Digest is that of the current epoch's frames so far: what EpochEnd will send.
+func (w *Writer) Digest() uint32 { return w.digest }
+
 // frame writes one frame. Its payload is the first small bytes of head after the header, then parts.
 func (w *Writer) frame(t Type, epoch uint64, small int, parts ...[]byte) error {
 	length := small
