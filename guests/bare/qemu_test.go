@@ -20,12 +20,17 @@ import (
 // patience bounds every wait for a guest. A guest takes about a second to boot in software emulation on an idle machine.
 const patience = 90 * time.Second
 
+// console is what a guest prints, line by line.
+type console struct {
+	t     *testing.T
+	lines chan string // closed when the guest is over
+	seen  []string    // lines taken from the channel
+}
+
 // guest is the bare guest in a QEMU with software emulation, which runs anywhere.
 type guest struct {
-	t       *testing.T
+	console
 	cmd     *exec.Cmd
-	lines   chan string   // the console, line by line; closed when QEMU has ended
-	seen    []string      // lines taken from the channel
 	ended   chan struct{} // QEMU has ended and exitErr is set
 	exitErr error
 }
@@ -43,11 +48,12 @@ func boot(t *testing.T, commandLine string, args ...string) *guest {
 		"-serial", "stdio", "-device", "pvpanic", "-kernel", elf, "-append", commandLine,
 	}, args...)
 	g := &guest{
-		t: t, cmd: exec.Command("qemu-system-x86_64", args...),
-		lines: make(chan string, 1024), ended: make(chan struct{}),
+		console: console{t: t, lines: make(chan string, 1024)},
+		cmd:     exec.Command("qemu-system-x86_64", args...),
+		ended:   make(chan struct{}),
 	}
 	g.cmd.Stderr = os.Stderr
-	console, err := g.cmd.StdoutPipe()
+	stdout, err := g.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +63,7 @@ func boot(t *testing.T, commandLine string, args ...string) *guest {
 	go func() {
 		defer close(g.ended)
 		defer close(g.lines)
-		for s := bufio.NewScanner(console); s.Scan(); {
+		for s := bufio.NewScanner(stdout); s.Scan(); {
 			g.lines <- strings.TrimSuffix(s.Text(), "\r")
 		}
 		g.exitErr = g.cmd.Wait()
@@ -74,26 +80,38 @@ func (g *guest) kill() {
 }
 
 // line waits for a line that starts with prefix, and fails the test on a panic of the guest unless that is what it is for.
-func (g *guest) line(prefix string) string {
-	g.t.Helper()
+func (c *console) line(prefix string) string {
+	c.t.Helper()
 	timeout := time.After(patience)
 	for {
 		select {
-		case line, open := <-g.lines:
+		case line, open := <-c.lines:
 			if !open {
-				g.t.Fatalf("the guest ended without a line %q:\n%s", prefix, strings.Join(g.seen, "\n"))
+				c.t.Fatalf("the guest ended without a line %q:\n%s", prefix, strings.Join(c.seen, "\n"))
 			}
-			g.seen = append(g.seen, line)
+			c.seen = append(c.seen, line)
 			if strings.HasPrefix(line, prefix) {
 				return line
 			}
 			if strings.HasPrefix(line, "panic:") {
-				g.t.Fatalf("waiting for %q: %s", prefix, line)
+				c.t.Fatalf("waiting for %q: %s", prefix, line)
 			}
 		case <-timeout:
-			g.t.Fatalf("no line %q within %v:\n%s", prefix, patience, strings.Join(g.seen, "\n"))
+			c.t.Fatalf("no line %q within %v:\n%s", prefix, patience, strings.Join(c.seen, "\n"))
 		}
 	}
+}
+
+// last returns the counters of the last progress line that was taken.
+func (c *console) last() map[string]uint64 {
+	c.t.Helper()
+	for i := len(c.seen) - 1; i >= 0; i-- {
+		if strings.HasPrefix(c.seen[i], "tick=") {
+			return counters(c.t, c.seen[i])
+		}
+	}
+	c.t.Fatalf("no progress line:\n%s", strings.Join(c.seen, "\n"))
+	return nil
 }
 
 // finish waits for "done" and the power-off, and returns the counters of the last progress line.
@@ -101,13 +119,7 @@ func (g *guest) finish() map[string]uint64 {
 	g.t.Helper()
 	g.line("done")
 	g.waitEnd()
-	for i := len(g.seen) - 1; i >= 0; i-- {
-		if strings.HasPrefix(g.seen[i], "tick=") {
-			return counters(g.t, g.seen[i])
-		}
-	}
-	g.t.Fatalf("no progress line:\n%s", strings.Join(g.seen, "\n"))
-	return nil
+	return g.last()
 }
 
 // waitEnd expects QEMU to exit by itself: the guest powered off, or its panic reached the pvpanic device.
