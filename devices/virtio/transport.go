@@ -177,7 +177,7 @@ func (t *transport) Function() *pci.Function { return t.function }
 // Thaw implements devices.Device.
 func (t *transport) Thaw() {
 	t.mu.Lock()
-	if t.frozen {
+	if t.frozen && !t.closed {
 		t.frozen = false
 		t.msix.Flush()
 		t.class.resume()
