@@ -1,0 +1,76 @@
+package netbuffer
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// join brings the interface up as a port of bridge, or on its own if bridge is empty.
+func join(name, bridge string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find interface %q: %w", name, err)
+	}
+	if bridge != "" {
+		master, err := findBridge(bridge)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(link, master); err != nil {
+			return fmt.Errorf("join %q to bridge %q: %w", name, bridge, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring %q up: %w", name, err)
+	}
+	return nil
+}
+
+// findBridge looks a bridge up and tells the ways in which it can be wrong apart.
+func findBridge(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil, fmt.Errorf("no bridge %q: create it with \"ip link add %s type bridge\": %w", name, name, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find bridge %q: %w", name, err)
+	}
+	if _, ok := link.(*netlink.Bridge); !ok {
+		return nil, fmt.Errorf("interface %q is a %s, not a bridge", name, link.Type())
+	}
+	return link, nil
+}
+
+// part takes the interface down and out of its bridge: nothing arrives at it any more.
+func part(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find interface %q: %w", name, err)
+	}
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("take %q down: %w", name, err)
+	}
+	if err := netlink.LinkSetNoMaster(link); err != nil {
+		return fmt.Errorf("take %q out of its bridge: %w", name, err)
+	}
+	return nil
+}
+
+// silence keeps the host from talking to the guest on its own over the interface: no IPv6 addresses on it, so no
+// router solicitations and no multicast reports.
+func silence(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find interface %q: %w", name, err)
+	}
+	const addrGenNone = 1 // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+	// A kernel without IPv6 has nothing to silence.
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("turn IPv6 addresses off on %q: %w", name, err)
+	}
+	return nil
+}
