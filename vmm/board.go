@@ -15,6 +15,7 @@ type board struct {
 	serial *devices.Serial
 	power  *devices.ACPIPM
 	pci    *pci.Root
+	slots  int // of the PCI bus that are taken, beside the host bridge's
 }
 
 // assemble makes the devices, in an order that is part of the machine's description.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pollux-ha/pollux/devices"
 	"github.com/pollux-ha/pollux/devices/guestmem"
+	"github.com/pollux-ha/pollux/devices/virtio"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 )
 
@@ -21,8 +22,8 @@ type Config struct {
 	// command line. They are read by Boot only.
 	Kernel, Initrd, Cmdline string
 
-	// Disks and Nets become virtio devices, in this order. Their backends belong to the caller, who closes them after
-	// the machine.
+	// Disks and Nets become virtio devices, in this order. A disk's backend stays the caller's, who closes it after the
+	// machine; a network device closes its backend.
 	Disks []Disk
 	Nets  []Net
 
@@ -41,14 +42,15 @@ type Config struct {
 
 // Disk is a virtio block device.
 type Disk struct {
-	Backend any
+	Backend virtio.BlockBackend
 	ID      string // what the guest reads as the serial number, at most 20 bytes
 }
 
 // Net is a virtio network device.
 type Net struct {
-	Backend any
+	Backend virtio.NetBackend
 	MAC     [6]byte
+	MTU     uint16 // what the guest is told to use at most; 0: nothing
 }
 
 var errConfig = errors.New("machine configuration")
