@@ -22,9 +22,10 @@ type Emulation struct {
 	ModuleDir string   `json:"module_dir"` // lib/modules/VERSION of the kernel, if it isn't all built in
 }
 
-// DefaultEmulation is the setting that soak runs found dependable; docs/lab.md has the counts.
+// DefaultEmulation is the setting that soak runs found dependable (docs/lab.md has the counts). One CPU per node matters most:
+// with several, QEMU's threads race on kernel text that is patched while another CPU runs it, and nodes die of a stray int3.
 func DefaultEmulation() Emulation {
-	return Emulation{CPUs: 2, MemoryMiB: 1536, CPU: "max", Thread: "multi", Args: []string{"kvm_amd.vgif=0"}}
+	return Emulation{CPUs: 1, MemoryMiB: 1536, CPU: "max", Thread: "multi", Args: []string{"kvm_amd.vgif=0"}}
 }
 
 // fill replaces what is not set by the default.

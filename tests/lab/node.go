@@ -55,11 +55,15 @@ func ask(conn net.Conn, req request) (answer, error) {
 	return ans, errors.Join(err, conn.SetDeadline(time.Time{}))
 }
 
+// keepAlive ends connections to a node that is gone or stands still: it sends no word of its end. A node under load answers,
+// its kernel does that.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 20}
+
 // dialIn opens a connection from a network namespace.
 func dialIn(ctx context.Context, namespace, network, address string, timeout time.Duration) (conn net.Conn, err error) {
 	err = inNamespace(namespace, func() error {
 		// An address without names to look up is dialled on this very thread.
-		d := net.Dialer{Timeout: timeout, FallbackDelay: -1}
+		d := net.Dialer{Timeout: timeout, FallbackDelay: -1, KeepAliveConfig: keepAlive}
 		conn, err = d.DialContext(ctx, network, address)
 		return err
 	})
@@ -146,6 +150,7 @@ func (l *Lab) Begin(ctx context.Context, node string, c Command, stdout, stderr 
 		stderr = io.Discard
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	go l.hangUp(node, s)
 	go func() {
 		defer close(s.done)
 		defer conn.Close()
@@ -156,6 +161,24 @@ func (l *Lab) Begin(ctx context.Context, node string, c Command, stdout, stderr 
 		}
 	}()
 	return s, nil
+}
+
+// hangUp ends a session when its node's process is gone, which the connection would tell only much later.
+func (l *Lab) hangUp(node string, s *Session) {
+	t := time.NewTicker(heartbeatEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-t.C:
+		}
+		state, err := l.stateOf(node)
+		if err != nil || !state.Nodes[node].Process.Alive() {
+			s.conn.Close()
+			return
+		}
+	}
 }
 
 // PID is the command's process ID inside the node.

@@ -260,8 +260,9 @@ func SoakSettings(allIn, modular, moduleDir string) []Setting {
 		with("plain", func(e *Emulation) { e.Args = []string{} }),
 		with("nested0", func(e *Emulation) { e.Args = []string{"kvm_amd.vgif=0", "kvm_amd.vls=0", "kvm_amd.nested=0"} }),
 		with("npt0", func(e *Emulation) { e.Args = append(e.Args, "kvm_amd.npt=0") }),
-		with("one-cpu", func(e *Emulation) { e.CPUs = 1 }),
-		with("single-thread", func(e *Emulation) { e.Thread = "single" }),
+		with("two-cpus", func(e *Emulation) { e.CPUs = 2 }),
+		with("two-cpus-plain", func(e *Emulation) { e.CPUs, e.Args = 2, []string{} }),
+		with("two-cpus-one-thread", func(e *Emulation) { e.CPUs, e.Thread = 2, "single" }),
 		with("epyc", func(e *Emulation) { e.CPU = "EPYC" }),
 	}
 	if modular != "" {
