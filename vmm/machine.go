@@ -208,6 +208,21 @@ func (m *Machine) Close() error {
 	return errors.Join(errs...)
 }
 
+// State says in a word what the machine does: fresh, running, paused (by Pause) or ended. A freeze is too short to have a name.
+func (m *Machine) State() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.phase == phaseOver:
+		return "ended"
+	case m.phase == phaseFresh:
+		return "fresh"
+	case m.paused:
+		return "paused"
+	}
+	return "running"
+}
+
 // Name is the machine's name, as configured.
 func (m *Machine) Name() string { return m.name }
 
