@@ -110,7 +110,21 @@ func TestBlock(t *testing.T) {
 		}
 	}
 
-	g := boot(t, "mode=block disk=check blocks=600 rounds=1 seed=9", diskArgs(file)...)
+	// A later start carries on, and is cut off in the middle of a round.
+	g := boot(t, "mode=block blocks=600 round=3 blockrate=1000 seed=9", diskArgs(file)...)
+	for counters(t, g.line("tick="))["blocks_written"] == 0 {
+	}
+	g.kill()
+	g = boot(t, "mode=block disk=check blocks=600 rounds=1 seed=9", diskArgs(file)...)
+	if got := g.line("disk: checked"); !strings.Contains(got, " valid=600 ") || strings.Contains(got, "lowest=1 ") {
+		t.Errorf("check after a power loss says %q", got)
+	}
+	g.finish()
+	if err := os.WriteFile(file, disk, 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	g = boot(t, "mode=block disk=check blocks=600 rounds=1 seed=9", diskArgs(file)...)
 	if got, want := g.line("disk: checked"), "disk: checked blocks=600 valid=600 unwritten=0 lowest=2 highest=2"; got != want {
 		t.Errorf("check says %q, want %q", got, want)
 	}

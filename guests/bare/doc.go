@@ -41,6 +41,7 @@
 //	blockrate=N     requests a second, 0 unlimited (0)
 //	depth=N         requests in flight, up to 16 (4)
 //	flush=N         a flush after every N writes besides the one that ends a round, 0 none (64)
+//	round=N         the first round; one more than the highest that check found carries on (1)
 //	disk=write|check  check instead reads once what an earlier start left: every block whole, no two
 //	                more than a round apart (write)
 //

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -135,18 +134,11 @@ func (g *guest) waitEnd() {
 	}
 }
 
-// counters parses the numbers of a progress line.
 func counters(t *testing.T, line string) map[string]uint64 {
 	t.Helper()
-	m := make(map[string]uint64)
-	for word := range strings.FieldsSeq(line) {
-		key, value, ok := strings.Cut(word, "=")
-		if !ok {
-			t.Fatalf("%q in the line %q is not key=value", word, line)
-		}
-		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
-			m[key] = n
-		}
+	m, ok := bare.Counters(line)
+	if !ok {
+		t.Fatalf("%q is no progress line", line)
 	}
 	return m
 }

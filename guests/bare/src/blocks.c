@@ -95,7 +95,7 @@ void blocks_init(const struct options *options)
 	if (disk_is_read_only())
 		panic("disk=write: the disk is read-only");
 	phase = WRITING;
-	round = 1;
+	round = options->first_round;
 }
 
 static void complete(unsigned slot, enum disk_request request, uint64_t block)

@@ -105,9 +105,9 @@ static bool set_number(struct options *o, const struct word *word)
 		{"checkrate", &o->check_rate, 0, rate}, {"lose", &o->lose, 0, any},
 		{"blocks", &o->blocks, 1, sane},      {"blockrate", &o->block_rate, 0, rate},
 		{"depth", &o->depth, 1, 16},          {"flush", &o->flush_every, 0, sane},
-		{"seed", &o->seed, 0, any},           {"count", &o->until_lines, 0, any},
-		{"pages", &o->until_pages, 0, any},   {"answers", &o->until_answers, 0, any},
-		{"rounds", &o->until_rounds, 0, any},
+		{"round", &o->first_round, 1, sane},  {"seed", &o->seed, 0, any},
+		{"count", &o->until_lines, 0, any},   {"pages", &o->until_pages, 0, any},
+		{"answers", &o->until_answers, 0, any}, {"rounds", &o->until_rounds, 0, any},
 	};
 
 	for (unsigned i = 0; i < COUNT_OF(numbers); i++) {
@@ -191,6 +191,7 @@ void options_parse(struct options *options, const char *line)
 		.blocks = 1024,
 		.depth = 4,
 		.flush_every = 64,
+		.first_round = 1,
 	};
 	while (next_word(&line, &word))
 		set_option(options, &word);

@@ -37,7 +37,7 @@ struct options {
 	uint16_t port;
 
 	/* mode=block */
-	uint64_t blocks, block_rate, depth, flush_every;
+	uint64_t blocks, block_rate, depth, flush_every, first_round;
 	enum disk_mode disk_mode;
 
 	/* When to power off; 0 never. */
