@@ -22,7 +22,8 @@ import (
 
 const testBridge = "br0"
 
-// enterNamespace moves the test into a network namespace of its own, with a bridge and a host end of it at 10.77.0.1.
+// enterNamespace moves the test into a network namespace of its own, with a bridge at 10.77.0.1 that has a carrier: one
+// that comes and goes would clear the host's neighbour table.
 func enterNamespace(t *testing.T) {
 	t.Helper()
 	testtier.Lab(t)
@@ -42,6 +43,23 @@ func enterNamespace(t *testing.T) {
 	must(t, err)
 	must(t, netlink.AddrAdd(bridge, address))
 	must(t, netlink.LinkSetUp(bridge))
+	other := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other", MasterIndex: bridge.Index}, PeerName: "peer"}
+	must(t, netlink.LinkAdd(other))
+	for _, end := range []string{"other", "peer"} {
+		link, err := netlink.LinkByName(end)
+		must(t, err)
+		must(t, netlink.LinkSetUp(link))
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		link, err := netlink.LinkByIndex(bridge.Index)
+		must(t, err)
+		if link.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the bridge is %v after 10 s", link.Attrs().OperState)
+		}
+	}
 }
 
 func openPort(t *testing.T, tap string) *Port {
