@@ -21,7 +21,7 @@ const patience = 90 * time.Second
 
 // console is what a guest prints, line by line.
 type console struct {
-	t     *testing.T
+	t     testing.TB
 	lines chan string // closed when the guest is over
 	seen  []string    // lines taken from the channel
 }
@@ -134,7 +134,7 @@ func (g *guest) waitEnd() {
 	}
 }
 
-func counters(t *testing.T, line string) map[string]uint64 {
+func counters(t testing.TB, line string) map[string]uint64 {
 	t.Helper()
 	m, ok := bare.Counters(line)
 	if !ok {

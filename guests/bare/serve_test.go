@@ -29,73 +29,87 @@ const (
 	clientPort     = 5555
 )
 
-// cable is the other end of the guest's network: one datagram on a Unix socket is one Ethernet frame.
-type cable struct {
-	t     *testing.T
-	conn  *net.UnixConn
-	guest *net.UnixAddr
-	args  []string // for QEMU
+// wire carries Ethernet frames to and from a guest.
+type wire interface {
+	send(frame []byte) error
+	// receive waits for a frame until a time; its error is then os.ErrDeadlineExceeded.
+	receive(until time.Time) ([]byte, error)
 }
 
-// newCable plugs into a virtio-net device with further properties ("" or ",key=value...").
-func newCable(t *testing.T, properties string) *cable {
+// cable is a network whose other end is the guest.
+type cable struct {
+	t testing.TB
+	wire
+}
+
+// socketWire is a wire to QEMU: one datagram on a Unix socket is one frame.
+type socketWire struct {
+	conn  *net.UnixConn
+	guest *net.UnixAddr
+}
+
+// newSocketCable plugs into a virtio-net device with further properties ("" or ",key=value..."), which the arguments for QEMU
+// define.
+func newSocketCable(t *testing.T, properties string) (c cable, args []string) {
 	t.Helper()
 	dir := shortDir(t)
 	host := &net.UnixAddr{Name: filepath.Join(dir, "host"), Net: "unixgram"}
+	guest := &net.UnixAddr{Name: filepath.Join(dir, "guest"), Net: "unixgram"}
 	conn, err := net.ListenUnixgram("unixgram", host)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	c := &cable{t: t, conn: conn, guest: &net.UnixAddr{Name: filepath.Join(dir, "guest"), Net: "unixgram"}}
-	c.args = []string{
-		"-netdev", fmt.Sprintf("dgram,id=net,local.type=unix,local.path=%s,remote.type=unix,remote.path=%s", c.guest, host),
+	return cable{t, &socketWire{conn, guest}}, []string{
+		"-netdev", fmt.Sprintf("dgram,id=net,local.type=unix,local.path=%s,remote.type=unix,remote.path=%s", guest, host),
 		"-device", fmt.Sprintf("virtio-net-pci,disable-legacy=on,netdev=net,mac=%s%s", guestMAC, properties),
 	}
-	return c
 }
 
-func (c *cable) send(frame []byte) {
-	c.t.Helper()
-	if err := c.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
-		c.t.Fatal(err)
+func (w *socketWire) send(frame []byte) error {
+	_, err := w.conn.WriteToUnix(frame, w.guest)
+	return err
+}
+
+func (w *socketWire) receive(until time.Time) ([]byte, error) {
+	if err := w.conn.SetReadDeadline(until); err != nil {
+		return nil, err
 	}
-	if _, err := c.conn.WriteToUnix(frame, c.guest); err != nil {
+	frame := make([]byte, 2048)
+	n, err := w.conn.Read(frame)
+	return frame[:n], err
+}
+
+func (c cable) put(frame []byte) {
+	c.t.Helper()
+	if err := c.send(frame); err != nil {
 		c.t.Fatal(err)
 	}
 }
 
-// receive waits for the next frame that match accepts and skips others.
-func (c *cable) receive(what string, match func(gopacket.Packet) bool) gopacket.Packet {
+// await returns the next frame that match accepts and skips others.
+func (c cable) await(what string, match func(gopacket.Packet) bool) gopacket.Packet {
 	c.t.Helper()
-	if err := c.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		c.t.Fatal(err)
-	}
-	for {
-		frame := make([]byte, 2048)
-		n, err := c.conn.Read(frame)
+	for until := time.Now().Add(patience); ; {
+		frame, err := c.receive(until)
 		if err != nil {
 			c.t.Fatalf("waiting for %s: %v", what, err)
 		}
-		if p := gopacket.NewPacket(frame[:n], layers.LayerTypeEthernet, gopacket.Default); match(p) {
+		if p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default); match(p) {
 			return p
 		}
 	}
 }
 
 // silent expects no frame for a while.
-func (c *cable) silent(d time.Duration) {
+func (c cable) silent(d time.Duration) {
 	c.t.Helper()
-	if err := c.conn.SetReadDeadline(time.Now().Add(d)); err != nil {
-		c.t.Fatal(err)
-	}
-	frame := make([]byte, 2048)
-	if n, err := c.conn.Read(frame); !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.t.Errorf("an unexpected frame % x (%v)", frame[:n], err)
+	if frame, err := c.receive(time.Now().Add(d)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.t.Errorf("an unexpected frame % x (%v)", frame, err)
 	}
 }
 
-func frameOf(t *testing.T, parts ...gopacket.SerializableLayer) []byte {
+func frameOf(t testing.TB, parts ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	b := gopacket.NewSerializeBuffer()
 	o := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
@@ -121,7 +135,7 @@ func ipv4(protocol layers.IPProtocol) *layers.IPv4 {
 	return &layers.IPv4{Version: 4, TTL: 9, Protocol: protocol, SrcIP: hostIP, DstIP: guestIP}
 }
 
-func udp(t *testing.T, payload []byte) []byte {
+func udp(t testing.TB, payload []byte) []byte {
 	t.Helper()
 	ip := ipv4(layers.IPProtocolUDP)
 	u := &layers.UDP{SrcPort: clientPort, DstPort: 7000}
@@ -132,9 +146,9 @@ func udp(t *testing.T, payload []byte) []byte {
 }
 
 // answer waits for the next UDP datagram, checks its headers and checksums, and decodes it.
-func (c *cable) answer() register.Answer {
+func (c cable) answer() register.Answer {
 	c.t.Helper()
-	p := c.receive("a UDP answer", func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeUDP) != nil })
+	p := c.await("a UDP answer", func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeUDP) != nil })
 	ip, u := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4), p.Layer(layers.LayerTypeUDP).(*layers.UDP)
 	if !ip.SrcIP.Equal(guestIP) || !ip.DstIP.Equal(hostIP) || u.SrcPort != 7000 || u.DstPort != clientPort {
 		c.t.Fatalf("an answer from %v:%v to %v:%v", ip.SrcIP, u.SrcPort, ip.DstIP, u.DstPort)
@@ -157,9 +171,9 @@ func (c *cable) answer() register.Answer {
 	return a
 }
 
-func (c *cable) ask(r register.Request) register.Answer {
+func (c cable) ask(r register.Request) register.Answer {
 	c.t.Helper()
-	c.send(udp(c.t, register.AppendRequest(nil, r)))
+	c.put(udp(c.t, register.AppendRequest(nil, r)))
 	return c.answer()
 }
 
@@ -181,35 +195,39 @@ func TestServe(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCable(t, tt.properties)
-			g := boot(t, "mode=serve+dirty rate=500"+addressOptions+tt.options, c.args...)
-			g.line("ready")
-			c.receive("a question for the gateway", isARP(layers.ARPRequest))
-			c.send(arp(t, layers.ARPReply, guestMAC))
-			c.send(arp(t, layers.ARPRequest, broadcast))
-			c.receive("an ARP answer", isARP(layers.ARPReply))
-			testEcho(t, c)
-			testRegisters(t, c)
-			testBurst(t, c)
-			g.line("tick=")
-			for counters(t, g.line("tick="))["answers"] < 5+burst { // lines may be older than the answers
-			}
+			c, args := newSocketCable(t, tt.properties)
+			g := boot(t, "mode=serve+dirty rate=500"+addressOptions+tt.options, args...)
+			testServer(t, &g.console, c)
 		})
 	}
 }
 
-func testEcho(t *testing.T, c *cable) {
+// testServer holds a guest that has just been started to account.
+func testServer(t *testing.T, g *console, c cable) {
+	g.line("ready")
+	c.await("a question for the gateway", isARP(layers.ARPRequest))
+	c.put(arp(t, layers.ARPReply, guestMAC))
+	c.put(arp(t, layers.ARPRequest, broadcast))
+	c.await("an ARP answer", isARP(layers.ARPReply))
+	testEcho(t, c)
+	testRegisters(t, c)
+	testBurst(t, c)
+	for counters(t, g.line("tick="))["answers"] < 6+burst { // lines may be older than the answers
+	}
+}
+
+func testEcho(t *testing.T, c cable) {
 	payload := bytes.Repeat([]byte("echo!"), 291) // with its headers 1497 bytes, nearly a full frame; and an odd length
 	icmp := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: 77, Seq: 3}
-	c.send(frameOf(t, ethernet(guestMAC, layers.EthernetTypeIPv4), ipv4(layers.IPProtocolICMPv4), icmp, gopacket.Payload(payload)))
-	p := c.receive("an echo", func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeICMPv4) != nil })
+	c.put(frameOf(t, ethernet(guestMAC, layers.EthernetTypeIPv4), ipv4(layers.IPProtocolICMPv4), icmp, gopacket.Payload(payload)))
+	p := c.await("an echo", func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeICMPv4) != nil })
 	got := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
 	if got.TypeCode.Type() != layers.ICMPv4TypeEchoReply || got.Id != 77 || got.Seq != 3 || !bytes.Equal(got.Payload, payload) {
 		t.Errorf("echo answer %v", got)
 	}
 }
 
-func testRegisters(t *testing.T, c *cable) {
+func testRegisters(t *testing.T, c cable) {
 	first := c.ask(register.Request{Op: register.Write, Register: 255, Client: 1<<63 | 5, ID: 10, Value: 1<<63 | 42})
 	if first.Sequence != 1 || first.Boot == 0 {
 		t.Errorf("first answer %+v, want sequence 1 and a boot number", first)
@@ -243,7 +261,7 @@ func testRegisters(t *testing.T, c *cable) {
 		badSum, otherHost, good[:len(good)-1], good[:20], good[:10],
 		udp(t, []byte("PLXQ")), udp(t, make([]byte, register.RequestSize)), udp(t, nil),
 	} {
-		c.send(frame)
+		c.put(frame)
 	}
 	c.silent(200 * time.Millisecond)
 }
@@ -251,14 +269,14 @@ func testRegisters(t *testing.T, c *cable) {
 const burst = 2000
 
 // testBurst keeps more frames under way than the rings have buffers; every answer arrives, in order.
-func testBurst(t *testing.T, c *cable) {
+func testBurst(t *testing.T, c cable) {
 	base := c.ask(register.Request{Op: register.Read}).Sequence
 	sent := make(chan struct{}, 100) // requests without an answer: QEMU drops what a full receive ring can't take
 	go func() {
 		for id := range uint64(burst) {
 			sent <- struct{}{}
 			frame := udp(t, register.AppendRequest(nil, register.Request{Op: register.Write, Register: 3, ID: id, Value: id}))
-			if _, err := c.conn.WriteToUnix(frame, c.guest); err != nil {
+			if err := c.send(frame); err != nil {
 				t.Errorf("request %d: %v", id, err)
 				return
 			}
@@ -280,15 +298,15 @@ func TestSurvivesSaveAndRestore(t *testing.T) {
 	const options = "mode=dirty+serve pattern=random ws=3000 rate=5000" + addressOptions
 	dir := shortDir(t)
 	state, socket := filepath.Join(dir, "state"), filepath.Join(dir, "qmp")
-	c := newCable(t, "")
-	g := boot(t, options, append(monitorArgs(socket), c.args...)...)
+	c, args := newSocketCable(t, "")
+	g := boot(t, options, append(monitorArgs(socket), args...)...)
 	g.line("ready")
 	g.line("tick=")
 	before := c.ask(register.Request{Op: register.Write, Register: 7, Value: 4711})
 	dialMonitor(t, socket).saveTo(state)
 	g.kill()
 
-	g = boot(t, options, append([]string{"-incoming", "exec:cat " + state}, c.args...)...)
+	g = boot(t, options, append([]string{"-incoming", "exec:cat " + state}, args...)...)
 	restored := counters(t, g.line("tick="))
 	if restored["tick"] < 2 || restored["dirtied"] == 0 {
 		t.Errorf("first line after the restore: %v; it starts over", restored)
