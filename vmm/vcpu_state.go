@@ -55,6 +55,11 @@ type vcpuState struct {
 func (s *vcpuState) init(cpu *kvm.VCPU, indexes []uint32, log *slog.Logger) error {
 	s.name = fmt.Sprintf("vcpu%d", cpu.ID())
 	s.xsave = make([]byte, cpu.XSAVESize())
+	// KVM takes the frequency that the host's kernel had measured when KVM was loaded. The kernel may have refined it since, and a
+	// KVM without scaling then gives the vCPU a TSC that stands still. 0 asks for the host's frequency as it is known now.
+	if err := cpu.SetTSCKHz(0); err != nil {
+		log.Debug("the TSC keeps its frequency", "reason", err)
+	}
 	var err error
 	if s.tscKHz, err = cpu.TSCKHz(); err != nil {
 		return err

@@ -189,7 +189,8 @@ func (c *VCPU) TSCKHz() (uint64, error) {
 	return khz, c.wrap("get TSC frequency", err)
 }
 
-// SetTSCKHz sets that frequency, which takes TSC scaling in hardware unless it is the host's (KVM API §4.55).
+// SetTSCKHz sets that frequency, which takes TSC scaling in hardware unless it is the host's (KVM API §4.55). 0 is the
+// host's.
 func (c *VCPU) SetTSCKHz(khz uint64) error {
 	return c.wrap(fmt.Sprintf("set TSC frequency to %d kHz", khz), gokvm.SetTSCKHz(c.fd, khz))
 }
