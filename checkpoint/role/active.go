@@ -54,6 +54,7 @@ func (m *Machine) onCaptured(n Epoch, asked bool) {
 	case asked && m.phase == PhaseHandover:
 		m.last = n
 	}
+	m.advance()
 }
 
 func (m *Machine) onAcked(session uint64, n Epoch) {
@@ -67,18 +68,19 @@ func (m *Machine) onAcked(session uint64, n Epoch) {
 		return
 	}
 	m.acked, m.waited = n, 0
-	switch {
-	case m.phase == PhaseClosing && m.finalAcked():
-		m.enter(PhasePairing)
-	case m.phase == PhaseHandover && m.lastAcked():
-		m.enter(PhaseHanding)
-	}
+	m.advance()
 	m.release()
 }
 
-func (m *Machine) finalAcked() bool { return m.first != 0 && m.acked >= m.first }
-
-func (m *Machine) lastAcked() bool { return m.last != 0 && m.acked >= m.last }
+// advance goes on to a swap once the twin holds the epoch that it is about.
+func (m *Machine) advance() {
+	switch {
+	case m.phase == PhaseClosing && m.first != 0 && m.need(guardAckFinal, m.acked >= m.first):
+		m.enter(PhasePairing)
+	case m.phase == PhaseHandover && m.last != 0 && m.need(guardLastAcked, m.acked >= m.last):
+		m.enter(PhaseHanding)
+	}
+}
 
 // release lets go of what the twin holds, in the phases in which the record
 // is known to entitle it.
@@ -203,7 +205,7 @@ func (m *Machine) superseded() {
 		m.destroy()
 		m.raise(NoticeFenced)
 		m.enter(PhaseFree)
-		if m.rec.Active.Node == m.cfg.Self.Node {
+		if m.rec.Active.Node == m.cfg.Self.Node && m.on(guardDuel) {
 			m.enter(PhaseFailed) // another process on this host has it: stay out of its way
 		}
 	}
@@ -235,10 +237,9 @@ func (m *Machine) judgeTwin() {
 			return
 		}
 	}
-	if m.need(guardTwinDropped, false) {
-		return
+	if m.on(guardTwinDropped) {
+		m.abandon(NoticePeerLost)
 	}
-	m.abandon(NoticePeerLost)
 }
 
 // watchAcks counts the time that the twin makes no progress.

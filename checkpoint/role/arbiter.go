@@ -28,9 +28,7 @@ func (m *Machine) goal() goal {
 	switch {
 	case m.verify, m.handover:
 		return goalRead
-	case m.unsettled:
-		return goalPoll // somebody has to find out in the end
-	case m.phase == PhaseSynced && (!m.up || m.peer != m.other):
+	case m.phase == PhaseSynced && m.on(guardPollLost) && (!m.up || m.peer != m.other || !m.peerPhase.Active()):
 		return goalPoll // the swap that entitles this copy may be on its way
 	}
 	return goalNone
@@ -137,11 +135,11 @@ func (m *Machine) answered(asked goal, news bool) {
 		m.handover = false
 		m.startHandover()
 	}
-	if news {
-		return
-	}
 	if m.phase == PhaseStarting {
 		m.evaluate()
+		return
+	}
+	if news {
 		return
 	}
 	m.settle()
@@ -155,7 +153,7 @@ func (m *Machine) onUnanswered(request uint64) {
 		return
 	}
 	m.inflight, m.asked = 0, goalNone
-	m.mustRead = m.need(guardReadFirst, true)
+	m.mustRead = true
 	m.retry = m.cfg.RetryTicks
 	if m.handover {
 		m.handover = false
@@ -207,8 +205,11 @@ func (m *Machine) reconsider() {
 // acknowledgements from before may wait in sockets. Hear the arbiter first.
 func (m *Machine) onStall() {
 	m.waited = 0
-	if m.phase.paired() && m.need(guardStall, !m.verify) {
-		m.verify, m.verifyFrom = true, m.request
+	if !m.phase.paired() || !m.on(guardStall) {
+		return
+	}
+	if !m.verify {
 		m.raise(NoticeStalled)
 	}
+	m.verify, m.verifyFrom = true, m.request
 }

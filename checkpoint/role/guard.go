@@ -10,7 +10,6 @@ const (
 
 	guardStale     // records never go back
 	guardSettled   // a read of the same revision doesn't settle a swap
-	guardReadFirst // after an unknown outcome, read before swapping again
 	guardStall     // after a stall, hear the arbiter before releasing
 	guardFresh     // and only an answer to a question asked after the stall counts
 	guardGrant     // without an arbiter a twin needs an operator to take over
@@ -26,7 +25,9 @@ const (
 	guardAckBound    // nor do those of epochs that were never captured
 	guardFence       // a copy that the record doesn't name is destroyed
 	guardLastAcked   // the guest is handed over only after the last epoch
+	guardAskFirst    // and only if the arbiter has just answered
 	guardHandRevert  // an unanswered handover is made impossible before going on
+	guardDuel        // a copy that lost to another process of its own host stays out
 	guardGrey        // a twin that doesn't acknowledge is lost
 	guardTwinDropped // a twin that says it has no copy is lost
 	guardOffer       // a sync starts only with a peer that offers itself
@@ -35,9 +36,13 @@ const (
 	guardClaimAcks // and not once it has asked for the right to run
 	guardTwinEpoch // a checkpoint never goes back
 	guardEntitled  // only a twin that the record names claims
+	guardGranted   // only one that the record names as active takes over
+	guardPollLost  // a copy whose active node is gone finds out whether it is entitled
+	guardActGone   // an active node that runs nothing is lost, connected or not
 	guardHasCopy   // a takeover needs a whole checkpoint
 	guardDropStale // a copy that the record doesn't name any more is dropped
 	guardJoinKnown // a twin joins only the node that the newest record names
+	guardBooted    // a node boots only when the record names it for that
 	guardOrphan    // a lone restart asks the twin before booting from disks
 	guardWitness   // and believes only that it has no copy
 	guardEcho      // if it says so after hearing that nothing runs here

@@ -68,13 +68,19 @@ func (r *rig) land(i int, rec Record) {
 		return
 	}
 	if !rec.Standby.IsZero() {
-		r.paired[rec.Generation] = uint8(rec.Standby.Incarnation)
+		twin := uint8(rec.Standby.Incarnation)
+		r.paired[rec.Generation] = twin
+		if !r.ancestor(r.tip, r.heldBy[twin]) {
+			r.fail("I3: %v is entitled without ever having held output %d", rec.Standby, r.tip)
+		}
 	}
 	if rec.Generation == old.Generation {
 		return
 	}
 	r.moved = r.now
-	r.handed = old.Active == memberOf(i, r.hosts[i].run) && rec.Active == old.Standby
+	if me := memberOf(i, r.hosts[i].run); old.Active == me && rec.Active == old.Standby {
+		r.handovers++
+	}
 	if old.IsZero() || rec.Active == old.Standby {
 		return
 	}
@@ -124,7 +130,7 @@ func (r *rig) run(i int, gen uint64, at hist, epoch Epoch) {
 	h := &r.hosts[i]
 	h.guest, h.paused, h.frozen, h.capture = true, false, false, false
 	h.gen, h.head, h.epoch = gen, at, epoch
-	h.receiving, h.copied, h.nheld = 0, false, 0
+	h.copied, h.nheld = false, 0
 }
 
 // check is called after every move.

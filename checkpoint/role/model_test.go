@@ -116,7 +116,7 @@ type world struct {
 	heldBy    [maxRuns]hist  // newest that a run has held completely
 	boots     uint8
 	takeovers uint8
-	handed    bool // the last new generation was a handover
+	handovers uint8
 	full      bool // a bound of the model is reached: end the run
 	violation string
 }
@@ -127,6 +127,7 @@ type rig struct {
 	m      Machine
 	actBuf []Action
 	tally  tally
+	focus  []moveKind // the only mishaps, if set
 	trace  func(format string, args ...any)
 }
 
@@ -189,8 +190,11 @@ func (r *rig) step(i int, ev Event) {
 	acts := append(r.actBuf[:0], r.m.Step(ev)...)
 	r.actBuf = acts
 	h.st = r.m.state
+	if r.m.cfg.Arbiter != Arbitrated && h.st.rec.newer(r.rec) {
+		r.land(i, h.st.rec) // what a node grants itself takes the arbiter's place
+	}
 	if r.trace != nil {
-		r.logf("  %s <- %s", nodeNames[i], describe(&ev))
+		r.logf("  %s <- %s", nodeNames[i], describe(ev))
 		if h.st.phase != before {
 			r.logf("  %s is %v (was %v)", nodeNames[i], h.st.phase, before)
 		}
@@ -287,6 +291,11 @@ func (r *rig) deliver(i int, k uint8, keep bool) {
 		if m.session != h.receiving {
 			return
 		}
+		if h.guest {
+			// It was on its way through the host when the takeover came.
+			r.step(i, Completed(m.session, m.epoch))
+			return
+		}
 		if !m.full && (!h.copied || m.epoch != h.copyEpoch+1) {
 			return // its predecessor is missing
 		}
@@ -365,16 +374,15 @@ func (r *rig) work(i int) {
 		r.full = true
 		return
 	}
+	if h.nheld == maxHeld {
+		return // the buffer is full: the guest has to wait
+	}
 	at := r.nhist
 	r.nhist++
 	r.parent[at], r.depth[at] = h.head, r.depth[h.head]+1
 	h.head = at
 	if h.open {
 		r.leave(i, at)
-		return
-	}
-	if h.nheld == maxHeld {
-		r.full = true
 		return
 	}
 	h.held[h.nheld] = heldStep{at, h.epoch + 1}
@@ -406,7 +414,7 @@ func (r *rig) crash(i int) {
 	r.hosts[1-i].upConn = 0
 }
 
-func describe(ev *Event) string {
+func describe(ev Event) string {
 	switch ev.Kind {
 	case EventTick:
 		return fmt.Sprintf("tick %d", ev.Ticks)

@@ -38,6 +38,19 @@ const (
 	moveKinds
 )
 
+var moveNames = [moveKinds]string{
+	moveDeliver: "deliver", moveRepeat: "deliver-twice", moveLose: "lose", moveConnect: "connect",
+	moveHear: "hear", movePeerLost: "peer-lost", moveExecute: "execute", moveAnswer: "answer",
+	moveAnswerTwo: "answer-twice", moveLoseAsk: "lose-request", moveGiveUp: "give-up", moveTick: "tick",
+	moveSyncReady: "sync-ready", moveSyncFailed: "sync-failed", moveWork: "work", moveCapture: "capture",
+	moveBufferFull: "buffer-full", moveCrash: "crash", moveRestart: "restart", moveSleep: "sleep",
+	moveWake: "wake", moveFault: "fault", moveRepair: "repair", moveSwitchover: "switchover",
+	moveFence: "fence", moveCut: "cut", moveMend: "mend", moveArbiterDown: "down", moveArbiterUp: "up",
+	moveArbiterCut: "arbiter-cut", moveArbiterMend: "arbiter-mend",
+}
+
+func (k moveKind) String() string { return moveNames[k] }
+
 type move struct {
 	kind moveKind
 	node uint8

@@ -142,6 +142,10 @@ var mishaps = [...]moveKind{
 	moveArbiterDown, moveArbiterCut,
 }
 
+// fatal reports whether a mishap of kind k may end the guest where nobody may
+// take over without an operator.
+func fatal(k moveKind) bool { return k == moveCrash || k == moveFault || k == moveFence }
+
 // remedy maps a mishap that lasts to what ends it.
 var remedy = map[moveKind]moveKind{
 	moveCrash: moveRestart, moveSleep: moveWake, moveFault: moveRepair, moveFence: moveRepair,
@@ -154,7 +158,7 @@ func (r *rig) simulate(seed uint64) string {
 	r.tally = tally{}
 	r.reset()
 	switch {
-	case r.m.cfg.Arbiter == Arbitrated && rnd.IntN(4) == 0:
+	case r.m.cfg.Arbiter == Arbitrated && r.focus == nil && rnd.IntN(4) == 0:
 		r.single(rnd)
 	default:
 		r.chaos(rnd)
@@ -163,6 +167,7 @@ func (r *rig) simulate(seed uint64) string {
 		r.tally.capped++
 	}
 	r.tally.moves, r.tally.takeovers, r.tally.boots = uint64(r.now), uint64(r.takeovers), uint64(r.boots)
+	r.tally.handovers = uint64(r.handovers)
 	return r.violation
 }
 
@@ -175,8 +180,21 @@ func (r *rig) chaos(rnd *rand.Rand) {
 	for _, o := range ordinary {
 		d.add(o.kind, o.times)
 	}
+	for _, k := range r.focus {
+		d.add(k, 3)
+		if cure, ok := remedy[k]; ok {
+			d.add(cure, 3)
+		}
+	}
+	rare := 2 + rnd.IntN(7)
 	for _, k := range mishaps {
-		if rnd.IntN(3) == 0 {
+		if r.focus != nil {
+			break
+		}
+		if r.m.cfg.Arbiter != Arbitrated && fatal(k) {
+			continue
+		}
+		if rnd.IntN(rare) == 0 {
 			d.add(k, 1+rnd.IntN(3))
 			if cure, ok := remedy[k]; ok {
 				d.add(cure, 2+rnd.IntN(4))
@@ -312,7 +330,7 @@ func (r *rig) single(rnd *rand.Rand) {
 		return
 	}
 	if n, _ := r.running(); n != 1 {
-		r.fail("I4: after %d of %s, %d copies run (%v and %v), and the arbiter says %v", fault, nodeNames[i], n,
+		r.fail("I4: after %v of %s, %d copies run (%v and %v), and the arbiter says %v", fault, nodeNames[i], n,
 			r.hosts[0].st.phase, r.hosts[1].st.phase, r.rec)
 	}
 	if r.mustHeal(); r.boots != boots {

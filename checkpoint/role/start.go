@@ -17,12 +17,12 @@ func (m *Machine) onStart(create, boot bool) {
 func (m *Machine) evaluate() {
 	before := m.phase
 	switch {
-	case m.force != forceNone && m.phase == PhaseBooting && m.rec.Active != m.cfg.Self:
+	case m.phase == PhaseBooting && m.need(guardBooted, m.rec.Active == m.cfg.Self):
+		m.bootUp()
+	case m.force != forceNone && m.phase == PhaseBooting:
 		// An operator wants it from any record.
 	case m.rec.IsZero():
 		m.toBoot(m.create)
-	case m.phase == PhaseBooting && m.rec.Active == m.cfg.Self:
-		m.bootUp()
 	case m.rec.Active.Node != m.cfg.Self.Node:
 		m.enter(PhaseFree)
 	case m.rec.Standby.IsZero():
@@ -105,7 +105,9 @@ func (m *Machine) onSwitchover() {
 		return
 	}
 	// An arbiter that is down would leave the guest frozen: ask first.
-	m.handover = true
+	if m.handover = m.on(guardAskFirst); !m.handover {
+		m.startHandover()
+	}
 }
 
 func (m *Machine) onFence(force bool) {

@@ -40,7 +40,7 @@ func (m *Machine) entitled() bool {
 // judgeCopy compares the record with the copy that is held here.
 func (m *Machine) judgeCopy() {
 	switch {
-	case m.rec.Active == m.cfg.Self:
+	case m.need(guardGranted, m.rec.Active == m.cfg.Self):
 		m.takeOver()
 	case m.force == forceGoing && m.phase == PhaseClaiming:
 		// An operator wants it from any record.
@@ -134,7 +134,7 @@ func (m *Machine) judgeActive(s *Status) {
 			m.drop()
 		}
 	case PhaseStandby:
-		if s.From != m.other || !s.Phase.Active() {
+		if m.on(guardActGone) && (s.From != m.other || !s.Phase.Active()) {
 			m.claim()
 		}
 	}
