@@ -1,0 +1,585 @@
+package virtio_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pollux-ha/pollux/devices/devicestest"
+	"github.com/pollux-ha/pollux/devices/guestmem"
+	"github.com/pollux-ha/pollux/devices/virtio"
+	"github.com/pollux-ha/pollux/devices/virtio/virtiotest"
+)
+
+// Request types and answers of block devices (virtio 1.2 §5.2.6).
+const (
+	blkIn          = 0
+	blkOut         = 1
+	blkFlush       = 4
+	blkGetID       = 8
+	blkDiscard     = 11
+	blkWriteZeroes = 13
+
+	blkOK      = 0
+	blkIOErr   = 1
+	blkUnsupp  = 2
+	unanswered = 0xff
+
+	featureFlush = 1 << 9
+	diskSectors  = 128
+)
+
+// disk is a BlockBackend in memory. Calls can be made to wait, or to fail.
+type disk struct {
+	mu       sync.Mutex
+	data     []byte
+	log      []string
+	failing  error
+	readOnly bool
+	hold     chan struct{} // not nil: calls wait until it is closed
+	holding  int           // calls that wait
+}
+
+func newDisk() *disk { return &disk{data: make([]byte, diskSectors*virtio.SectorSize)} }
+
+func (d *disk) enter(what string, off, n int64) error {
+	d.mu.Lock()
+	hold := d.hold
+	d.holding++
+	d.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	d.mu.Lock()
+	d.holding--
+	d.log = append(d.log, fmt.Sprintf("%s %d+%d", what, off, n))
+	return d.failing
+}
+
+func (d *disk) ReadVec(bufs [][]byte, off int64) error {
+	err := d.enter("read", off, size(bufs))
+	defer d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, b := range bufs {
+		off += int64(copy(b, d.data[off:]))
+	}
+	return nil
+}
+
+func (d *disk) WriteVec(bufs [][]byte, off int64) error {
+	err := d.enter("write", off, size(bufs))
+	defer d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, b := range bufs {
+		off += int64(copy(d.data[off:], b))
+	}
+	return nil
+}
+
+func (d *disk) Flush() error {
+	defer d.mu.Unlock()
+	return d.enter("flush", 0, 0)
+}
+
+func (d *disk) Discard(off, n int64) error {
+	defer d.mu.Unlock()
+	return d.enter("discard", off, n)
+}
+
+func (d *disk) WriteZeroes(off, n int64, mayUnmap bool) error {
+	err := d.enter(fmt.Sprintf("zero(%v)", mayUnmap), off, n)
+	defer d.mu.Unlock()
+	if err == nil {
+		clear(d.data[off : off+n])
+	}
+	return err
+}
+
+func (d *disk) Size() int64    { return int64(len(d.data)) }
+func (d *disk) ReadOnly() bool { return d.readOnly }
+
+// stall makes calls wait until the function that it returns is called.
+func (d *disk) stall() (release func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	hold := make(chan struct{})
+	d.hold = hold
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.hold = nil
+		close(hold)
+	}
+}
+
+func (d *disk) waiting() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.holding
+}
+
+func (d *disk) calls() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.log)
+}
+
+func size(bufs [][]byte) (n int64) {
+	for _, b := range bufs {
+		n += int64(len(b))
+	}
+	return n
+}
+
+type blkRig struct {
+	*virtiotest.Driver
+	blk    *virtio.Blk
+	disk   *disk
+	faults faults
+
+	pending []blkRequest // of the conformance test
+}
+
+func newBlk(t testing.TB, d *disk) *blkRig {
+	t.Helper()
+	r := &blkRig{disk: d}
+	g := virtiotest.NewGuest(t)
+	var err error
+	if r.blk, err = virtio.NewBlk("blk0", virtio.BlkConfig{Backend: d, ID: "serial-7"}, testHost(g, &r.faults)); err != nil {
+		t.Fatal(err)
+	}
+	g.Attach(1, r.blk.Function())
+	r.Driver = &virtiotest.Driver{Guest: g}
+	return r
+}
+
+func startBlk(t testing.TB, d *disk, features uint64) *blkRig {
+	t.Helper()
+	r := newBlk(t, d)
+	t.Cleanup(func() {
+		if err := r.blk.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r.blk.Thaw()
+	r.Driver = virtiotest.Find(r.Guest, 1)
+	r.Start(features, 128)
+	return r
+}
+
+// blkRequest is a request of the driver: where its data and its status are.
+type blkRequest struct {
+	head         uint16
+	data, status uint64
+	size         uint32
+}
+
+// submit makes a request available. The data is what it carries for the device; room is what it has for the device's.
+func (r *blkRig) submit(t testing.TB, kind uint32, sector uint64, data []byte, room uint32) blkRequest {
+	t.Helper()
+	header := r.Alloc(16, 4)
+	binary.LittleEndian.PutUint32(r.Bytes(header, 16), kind)
+	binary.LittleEndian.PutUint64(r.Bytes(header+8, 8), sector)
+	q := blkRequest{data: r.Alloc(uint64(len(data))+uint64(room), 1), status: r.Alloc(1, 1), size: room}
+	copy(r.Bytes(q.data, uint64(len(data))), data)
+	r.Bytes(q.status, 1)[0] = unanswered
+	out := []virtiotest.Buffer{{Addr: header, Len: 16}}
+	in := []virtiotest.Buffer{{Addr: q.status, Len: 1}}
+	if half := uint32(len(data)) / 2; len(data) > 0 {
+		out = append(out, virtiotest.Buffer{Addr: q.data, Len: half},
+			virtiotest.Buffer{Addr: q.data + uint64(half), Len: uint32(len(data)) - half})
+	}
+	if room > 0 {
+		in = append([]virtiotest.Buffer{{Addr: q.data + uint64(len(data)), Len: room}}, in...)
+	}
+	var ok bool
+	if q.head, ok = r.Rings[0].Add(out, in); !ok {
+		t.Fatal("the queue is full")
+	}
+	r.Rings[0].Kick()
+	return q
+}
+
+func (r *blkRig) statusOf(q blkRequest) byte { return r.Bytes(q.status, 1)[0] }
+
+// do submits a request and waits for its answer: status and data.
+func (r *blkRig) do(t testing.TB, kind uint32, sector uint64, data []byte, room uint32) (byte, []byte) {
+	t.Helper()
+	q := r.submit(t, kind, sector, data, room)
+	if head, _ := r.Rings[0].AwaitUsed(); head != q.head {
+		t.Fatalf("answer for chain %d, want %d", head, q.head)
+	}
+	return r.statusOf(q), r.Bytes(q.data+uint64(len(data)), uint64(room))
+}
+
+func pattern(seed byte, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = seed + byte(i*7)
+	}
+	return b
+}
+
+func discardRange(sector uint64, sectors, flags uint32) []byte {
+	b := make([]byte, 16)
+	binary.LittleEndian.PutUint64(b, sector)
+	binary.LittleEndian.PutUint32(b[8:], sectors)
+	binary.LittleEndian.PutUint32(b[12:], flags)
+	return b
+}
+
+func TestBlkReadsAndWrites(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	if n := r.Read(r.Device, 8); n != diskSectors {
+		t.Errorf("capacity %d sectors", n)
+	}
+	want := pattern(1, 3*512)
+	if s, _ := r.do(t, blkOut, 5, want, 0); s != blkOK {
+		t.Fatalf("write: status %d", s)
+	}
+	s, got := r.do(t, blkIn, 5, nil, 3*512)
+	if s != blkOK || !bytes.Equal(got, want) {
+		t.Errorf("read: status %d, data equal %v", s, bytes.Equal(got, want))
+	}
+	if s, _ := r.do(t, blkFlush, 0, nil, 0); s != blkOK {
+		t.Errorf("flush: status %d", s)
+	}
+	s, id := r.do(t, blkGetID, 0, nil, 20)
+	if s != blkOK || string(bytes.TrimRight(id, "\x00")) != "serial-7" {
+		t.Errorf("get ID: status %d, %q", s, id)
+	}
+	if calls := r.disk.calls(); !slices.Equal(calls, []string{"write 2560+1536", "read 2560+1536", "flush 0+0"}) {
+		t.Errorf("the disk saw %q", calls)
+	}
+}
+
+func TestBlkRefusesRequests(t *testing.T) {
+	const sector = 512
+	for _, c := range []struct {
+		name   string
+		kind   uint32
+		sector uint64
+		data   []byte
+		room   uint32
+		want   byte
+	}{
+		{"last sector", blkIn, diskSectors - 1, nil, sector, blkOK},
+		{"beyond the end", blkIn, diskSectors, nil, sector, blkIOErr},
+		{"over the end", blkIn, diskSectors - 1, nil, 2 * sector, blkIOErr},
+		{"sector wraps", blkIn, 1 << 55, nil, sector, blkIOErr},
+		{"sector is the largest", blkOut, ^uint64(0), make([]byte, sector), 0, blkIOErr},
+		{"part of a sector", blkIn, 0, nil, 100, blkIOErr},
+		{"nothing to read", blkIn, 0, nil, 0, blkIOErr},
+		{"nothing to write", blkOut, 0, nil, 0, blkIOErr},
+		{"unknown type", 99, 0, nil, 0, blkUnsupp},
+		{"short ID", blkGetID, 0, nil, 3, blkOK},
+		{"discard", blkDiscard, 0, discardRange(8, 8, 0), 0, blkOK},
+		{"discard with unmap", blkDiscard, 0, discardRange(8, 8, 1), 0, blkUnsupp},
+		{"discard beyond the end", blkDiscard, 0, discardRange(diskSectors-1, 2, 0), 0, blkIOErr},
+		{"discard nothing", blkDiscard, 0, nil, 0, blkIOErr},
+		{"discard a broken range", blkDiscard, 0, make([]byte, 15), 0, blkIOErr},
+		{"too many ranges", blkDiscard, 0, bytes.Repeat(discardRange(0, 1, 0), 17), 0, blkIOErr},
+		{"zeroes", blkWriteZeroes, 0, discardRange(0, 8, 0), 0, blkOK},
+		{"zeroes with unmap", blkWriteZeroes, 0, discardRange(0, 8, 1), 0, blkOK},
+		{"zeroes with unknown flags", blkWriteZeroes, 0, discardRange(0, 8, 2), 0, blkUnsupp},
+		{"too many zeroes", blkWriteZeroes, 0, discardRange(0, 1<<31, 0), 0, blkIOErr},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := startBlk(t, newDisk(), allFeatures)
+			if s, _ := r.do(t, c.kind, c.sector, c.data, c.room); s != c.want {
+				t.Errorf("status %d, want %d", s, c.want)
+			}
+			if c.want != blkOK && len(r.disk.calls()) != 0 {
+				t.Errorf("the disk saw %q", r.disk.calls())
+			}
+			if s, _ := r.do(t, blkFlush, 0, nil, 0); s != blkOK {
+				t.Error("the disk does not work after it")
+			}
+		})
+	}
+}
+
+func TestBlkReadOnly(t *testing.T) {
+	d := newDisk()
+	d.readOnly = true
+	r := startBlk(t, d, allFeatures)
+	if r.Features&(1<<5) == 0 || r.Features&(1<<13|1<<14) != 0 {
+		t.Errorf("features %#x", r.Features)
+	}
+	for _, kind := range []uint32{blkOut, blkDiscard, blkWriteZeroes} {
+		if s, _ := r.do(t, kind, 0, make([]byte, 512), 0); s != blkIOErr {
+			t.Errorf("type %d: status %d", kind, s)
+		}
+	}
+	if s, _ := r.do(t, blkIn, 0, nil, 512); s != blkOK {
+		t.Errorf("read: status %d", s)
+	}
+	if calls := d.calls(); !slices.Equal(calls, []string{"read 0+512"}) {
+		t.Errorf("the disk saw %q", calls)
+	}
+}
+
+func TestBlkWithoutFlushWritesThrough(t *testing.T) {
+	r := startBlk(t, newDisk(), 0)
+	if s, _ := r.do(t, blkOut, 0, make([]byte, 512), 0); s != blkOK {
+		t.Fatalf("status %d", s)
+	}
+	if calls := r.disk.calls(); !slices.Equal(calls, []string{"write 0+512", "flush 0+0"}) {
+		t.Errorf("the disk saw %q", calls)
+	}
+}
+
+func TestBlkReportsAFailingDisk(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	r.disk.failing = errors.New("head crash")
+	if s, _ := r.do(t, blkIn, 0, nil, 512); s != blkIOErr {
+		t.Errorf("status %d", s)
+	}
+	if n, err := r.faults.seen(); n != 1 || !errors.Is(err, r.disk.failing) {
+		t.Errorf("%d faults, the last: %v", n, err)
+	}
+}
+
+func TestBlkBrokenFraming(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	at := r.Alloc(16, 4)
+	r.Rings[0].Add([]virtiotest.Buffer{{Addr: at, Len: 16}}, nil) // no status byte
+	r.Rings[0].Kick()
+	r.Await("the device's wish to be reset", func() bool { return r.Status()&virtiotest.StatusNeedsReset != 0 })
+	r.Await("the configuration interrupt", func() bool { return r.ConfigInterrupts() == 1 })
+	r.Start(allFeatures, 16)
+	if s, _ := r.do(t, blkIn, 0, nil, 512); s != blkOK {
+		t.Errorf("after the reset: status %d", s)
+	}
+}
+
+// More requests than the device executes, and more than it holds at a time, are all answered.
+func TestBlkManyRequests(t *testing.T) {
+	for _, features := range []uint64{0, allFeatures} {
+		r := startBlk(t, newDisk(), features)
+		r.Start(features, 256)
+		for range 5 {
+			release := r.disk.stall()
+			requests := map[uint16]blkRequest{}
+			for i := range 80 {
+				q := r.submit(t, blkIn, uint64(i), nil, 512)
+				requests[q.head] = q
+			}
+			r.Await("the disk's work", func() bool { return r.disk.waiting() == 8 })
+			release()
+			for range 80 {
+				head, _ := r.Rings[0].AwaitUsed()
+				if s := r.statusOf(requests[head]); s != blkOK {
+					t.Fatalf("status %d", s)
+				}
+			}
+		}
+	}
+}
+
+func TestBlkFreezeDoesNotWaitForTheDisk(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	release := r.disk.stall()
+	q := r.submit(t, blkIn, 0, nil, 512)
+	r.Await("the disk's work", func() bool { return r.disk.waiting() == 1 })
+	r.blk.Freeze()
+	release()
+	r.Await("the end of the disk's work", func() bool { return len(r.disk.calls()) == 1 })
+	time.Sleep(5 * time.Millisecond)
+	if s := r.statusOf(q); s != unanswered {
+		t.Errorf("the frozen device answered with %d", s)
+	}
+	dirty := guestmem.NewBitmap(r.Memory.Frames())
+	r.Memory.CollectDirty(nil)
+	r.blk.Thaw()
+	r.Rings[0].AwaitUsed()
+	if s := r.statusOf(q); s != blkOK {
+		t.Errorf("status %d", s)
+	}
+	r.Memory.CollectDirty(dirty)
+	if !dirty.Has(q.data>>guestmem.PageShift) || !dirty.Has(q.status>>guestmem.PageShift) {
+		t.Error("data and status are not marked dirty")
+	}
+	if calls := r.disk.calls(); len(calls) != 1 {
+		t.Errorf("the disk saw %q: executed again without need", calls)
+	}
+}
+
+// While the device is frozen no further request reaches the disk, although more are waiting than there are workers.
+func TestBlkFrozenBeginsNothing(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	release := r.disk.stall()
+	const requests = 30
+	for i := range requests {
+		r.submit(t, blkOut, uint64(i), make([]byte, 512), 0)
+	}
+	r.Await("the disk's work", func() bool { return r.disk.waiting() == 8 })
+	r.blk.Freeze()
+	release()
+	r.Await("the end of the disk's work", func() bool { return r.disk.waiting() == 0 && len(r.disk.calls()) == 8 })
+	time.Sleep(5 * time.Millisecond)
+	if n := len(r.disk.calls()); n != 8 {
+		t.Errorf("%d requests reached the disk, %d of them while the device was frozen", n, n-8)
+	}
+	r.blk.Thaw()
+	for range requests {
+		r.Rings[0].AwaitUsed()
+	}
+	if n := len(r.disk.calls()); n != requests {
+		t.Errorf("%d requests reached the disk, want %d", n, requests)
+	}
+}
+
+func TestBlkResetWaitsForRequestsInFlight(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	release := r.disk.stall()
+	q := r.submit(t, blkIn, 0, nil, 512)
+	r.Await("the disk's work", func() bool { return r.disk.waiting() == 1 })
+	r.CommonWrite(virtiotest.RegStatus, 1, 0)
+	if s := r.Status(); s == 0 {
+		t.Error("the reset is complete while the disk may still write into the guest's memory")
+	}
+	release()
+	r.Await("the reset", func() bool { return r.Status() == 0 })
+	if s := r.statusOf(q); s != unanswered {
+		t.Errorf("status %d was written after the reset began", s)
+	}
+	r.Start(allFeatures, 16)
+	if s, _ := r.do(t, blkIn, 0, nil, 512); s != blkOK {
+		t.Errorf("after the reset: status %d", s)
+	}
+}
+
+// stallingBlk is a disk whose requests hang until it carries on, or is closed.
+type stallingBlk struct {
+	*virtio.Blk
+	release func()
+}
+
+func (b *stallingBlk) Close() error {
+	b.release()
+	return b.Blk.Close()
+}
+
+// blkConformance saves with three requests in flight, which the backend is executing.
+func blkConformance(t testing.TB) *devicestest.Rig {
+	b := newBlk(t, newDisk())
+	device := &stallingBlk{b.blk, func() {}}
+	rig := &devicestest.Rig{Device: device, Guest: b}
+	rig.Prepare = func(t testing.TB) {
+		b.Driver = virtiotest.Find(b.Guest, 1)
+		b.Start(allFeatures, 64)
+		if s, _ := b.do(t, blkOut, 3, pattern(9, 1024), 0); s != blkOK {
+			t.Fatalf("status %d", s)
+		}
+		device.release = sync.OnceFunc(b.disk.stall())
+		b.pending = []blkRequest{
+			b.submit(t, blkIn, 3, nil, 1024),
+			b.submit(t, blkOut, 7, pattern(11, 512), 0),
+			b.submit(t, blkFlush, 0, nil, 0),
+		}
+		b.Await("the disk's work", func() bool { return b.disk.waiting() == 3 })
+	}
+	rig.Inherit = func(t testing.TB, from *devicestest.Rig) {
+		old := from.Guest.(*blkRig)
+		b.Guest.Inherit(old.Guest)
+		b.Driver = old.MoveTo(b.Guest)
+		b.pending = old.pending
+		old.disk.mu.Lock()
+		defer old.disk.mu.Unlock()
+		copy(b.disk.data, old.disk.data) // the twin's disk: without the write in flight
+	}
+	rig.CarryOn = func(t testing.TB) {
+		device.release()
+		for range 3 {
+			b.Rings[0].AwaitUsed()
+		}
+		for _, q := range b.pending {
+			if s := b.statusOf(q); s != blkOK {
+				t.Errorf("status %d", s)
+			}
+		}
+		if s, got := b.do(t, blkIn, 7, nil, 512); s != blkOK || !bytes.Equal(got, pattern(11, 512)) {
+			t.Errorf("the write in flight is lost: status %d", s)
+		}
+	}
+	return rig
+}
+
+func TestBlkConformance(t *testing.T) { devicestest.Run(t, blkConformance) }
+
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, pattern(0, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := virtio.OpenFile(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := virtio.OpenFile(path, false); err == nil {
+		t.Error("a disk was opened twice for writing")
+	}
+	bufs := [][]byte{make([]byte, 512), make([]byte, 1024), make([]byte, 512)}
+	if err := f.ReadVec(bufs, 4096); err != nil || !bytes.Equal(bytes.Join(bufs, nil), pattern(0, 1<<20)[4096:4096+2048]) {
+		t.Errorf("read: %v", err)
+	}
+	for _, b := range bufs {
+		copy(b, bytes.Repeat([]byte{0xee}, len(b)))
+	}
+	many := make([][]byte, 1500) // more than one system call takes
+	for i := range many {
+		many[i] = bytes.Repeat([]byte{byte(i)}, 512)
+	}
+	err = errors.Join(f.WriteVec(bufs, 8192), f.WriteVec(many[:1500], 65536), f.Flush(),
+		f.WriteZeroes(4096, 4096, false), f.WriteZeroes(16384, 4096, true), f.Discard(32768, 4096))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := pattern(0, 1<<20)
+	copy(want[8192:], bytes.Join(bufs, nil))
+	copy(want[65536:], bytes.Join(many, nil))
+	clear(want[4096:8192])
+	clear(want[16384:20480])
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(got[32768:36864], want[32768:36864]) // discarded: may be anything
+	if !bytes.Equal(got, want) {
+		t.Error("the file's contents differ")
+	}
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.ReadVec(bufs, 65536); err == nil {
+		t.Error("a read beyond the end of a file that was cut gave no error")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOpenFileRefuses(t *testing.T) {
+	dir := t.TempDir()
+	odd, empty := filepath.Join(dir, "odd"), filepath.Join(dir, "empty")
+	if err := errors.Join(os.WriteFile(odd, make([]byte, 700), 0o600), os.WriteFile(empty, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{odd, empty, dir, "/dev/null", filepath.Join(dir, "missing")} {
+		if f, err := virtio.OpenFile(path, true); err == nil {
+			t.Errorf("%s was opened as a disk of %d bytes", path, f.Size())
+		}
+	}
+}
