@@ -1,8 +1,10 @@
 package netbuffer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,12 +62,23 @@ func part(name string) error {
 	return nil
 }
 
-// silence keeps the host from talking to the guest on its own over the interface: no IPv6 addresses on it, so no
-// router solicitations and no multicast reports.
-func silence(name string) error {
+// prepare makes the interface, which is down, a quiet end for the guest with Ethernet address guest.
+//
+// Its own address is the guest's with a first byte of 0xfe: a bridge without a fixed address takes the lowest of its
+// ports', and if a tap that joins changed that, the host would forget its neighbours at a takeover. And it has no IPv6
+// addresses, so that the host doesn't talk to the guest on its own (router solicitations, multicast reports).
+func prepare(name string, guest net.HardwareAddr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find interface %q: %w", name, err)
+	}
+	own := bytes.Clone(guest)
+	own[0] = 0xfe
+	if bytes.Equal(own, guest) {
+		own[5] ^= 1
+	}
+	if err := netlink.LinkSetHardwareAddr(link, own); err != nil {
+		return fmt.Errorf("set the address of %q to %v: %w", name, own, err)
 	}
 	const addrGenNone = 1 // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 	// A kernel without IPv6 has nothing to silence.

@@ -56,7 +56,10 @@ func OpenPort(c PortConfig) (*Port, error) {
 		return nil, err
 	}
 	// A tap that was made beforehand may be up and on a bridge.
-	if err := errors.Join(part(tap.Name()), silence(tap.Name())); err != nil {
+	if err = part(tap.Name()); err == nil {
+		err = prepare(tap.Name(), c.MAC)
+	}
+	if err != nil {
 		return nil, errors.Join(err, tap.Close())
 	}
 	buffer, err := NewBuffer(c.Capacity, tap, c.Logger)
