@@ -125,7 +125,8 @@ func TestBlock(t *testing.T) {
 	}
 
 	g = boot(t, "mode=block disk=check blocks=600 rounds=1 seed=9", diskArgs(file)...)
-	if got, want := g.line("disk: checked"), "disk: checked blocks=600 valid=600 unwritten=0 lowest=2 highest=2"; got != want {
+	const want = "disk: checked blocks=600 valid=600 unwritten=0 lowest=2 highest=2"
+	if got := g.line("disk: checked"); got != want {
 		t.Errorf("check says %q, want %q", got, want)
 	}
 	g.finish()

@@ -48,8 +48,8 @@ type socketWire struct {
 	guest *net.UnixAddr
 }
 
-// newSocketCable plugs into a virtio-net device with further properties ("" or ",key=value..."), which the arguments for QEMU
-// define.
+// newSocketCable plugs into a virtio-net device with further properties ("" or ",key=value..."), which the arguments for
+// QEMU define.
 func newSocketCable(t *testing.T, properties string) (c cable, args []string) {
 	t.Helper()
 	dir := shortDir(t)
@@ -219,7 +219,8 @@ func testServer(t *testing.T, g *console, c cable) {
 func testEcho(t *testing.T, c cable) {
 	payload := bytes.Repeat([]byte("echo!"), 291) // with its headers 1497 bytes, nearly a full frame; and an odd length
 	icmp := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: 77, Seq: 3}
-	c.put(frameOf(t, ethernet(guestMAC, layers.EthernetTypeIPv4), ipv4(layers.IPProtocolICMPv4), icmp, gopacket.Payload(payload)))
+	ip := ipv4(layers.IPProtocolICMPv4)
+	c.put(frameOf(t, ethernet(guestMAC, layers.EthernetTypeIPv4), ip, icmp, gopacket.Payload(payload)))
 	p := c.await("an echo", func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeICMPv4) != nil })
 	got := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
 	if got.TypeCode.Type() != layers.ICMPv4TypeEchoReply || got.Id != 77 || got.Seq != 3 || !bytes.Equal(got.Payload, payload) {
@@ -244,7 +245,9 @@ func testRegisters(t *testing.T, c cable) {
 	want.Op, want.ID = register.Read, 11
 	check("read", c.ask(register.Request{Op: register.Read, Register: 255, Client: 1<<63 | 5, ID: 11, Value: 9}))
 	want.Op, want.Status, want.ID = register.CompareAndSwap, register.Mismatch, 12
-	check("mismatch", c.ask(register.Request{Op: register.CompareAndSwap, Register: 255, Client: 1<<63 | 5, ID: 12, Value: 9, Expect: 8}))
+	check("mismatch", c.ask(register.Request{
+		Op: register.CompareAndSwap, Register: 255, Client: 1<<63 | 5, ID: 12, Value: 9, Expect: 8,
+	}))
 	want.Status, want.Value = register.OK, 9
 	check("swap", c.ask(register.Request{
 		Op: register.CompareAndSwap, Register: 255, Client: 1<<63 | 5, ID: 12, Value: 9, Expect: 1<<63 | 42,

@@ -40,8 +40,9 @@ bool compute_step(uint64_t now);
 void compute_report(struct line *line);
 
 /*
- * Paces work to a rate: how many units may be done now (at most at_most). What was not done in time is caught up, but no more than
- * a tenth of a second's worth, so that a pause is not followed by a storm.
+ * Paces work to a rate: pacer_allows says how many units may be done now, up to at_most, and pacer_spend what was done.
+ * What was not done in time is caught up, but no more than a tenth of a second's worth, so that a pause is not followed
+ * by a storm.
  */
 struct pacer {
 	uint64_t rate;    /* units a second, 0 unlimited */
