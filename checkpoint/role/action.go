@@ -93,7 +93,7 @@ const (
 	NoticePeerGrey                           // active: the peer is alive but doesn't acknowledge
 	NoticeTookOver                           // runs the guest from checkpoint Epoch
 	NoticeBooted                             // runs the guest from its disks
-	NoticeFenced                             // another copy has the right to run; the one here was destroyed
+	NoticeFenced                             // the copy here was destroyed: another one has the right to run, or an operator wants it
 	NoticeSwitchedOver                       // the guest was handed to the twin
 	NoticeSwitchoverFailed                   // it wasn't; the guest goes on here
 	NoticeDropped                            // twin: the copy here is of no use any more and was dropped

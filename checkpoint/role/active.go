@@ -123,9 +123,13 @@ func (m *Machine) settle() {
 	case m.rec.Standby.IsZero():
 		m.unentitled()
 	case m.rec.Standby == m.other && (m.phase == PhasePairing || m.phase == PhaseReverting):
-		m.enter(PhaseProtected)
-		m.raise(NoticeProtected)
-		m.release()
+		// While reverting, the record may say so and still be about to change
+		// in the twin's favour.
+		if m.need(guardReverted, !m.unsettled) {
+			m.enter(PhaseProtected)
+			m.raise(NoticeProtected)
+			m.release()
+		}
 	case m.rec.Standby == m.other && m.phase.paired() && m.phase != PhaseClosing:
 		// as it should be
 	case m.phase != PhaseUnpairing:

@@ -28,7 +28,7 @@ func (m *Machine) goal() goal {
 	switch {
 	case m.verify, m.handover:
 		return goalRead
-	case m.phase == PhaseSynced && m.on(guardPollLost) && (!m.up || m.peer != m.other || !m.peerPhase.Active()):
+	case m.phase == PhaseSynced && m.on(guardPollLost) && m.activeGone():
 		return goalPoll // the swap that entitles this copy may be on its way
 	}
 	return goalNone
@@ -154,7 +154,6 @@ func (m *Machine) onUnanswered(request uint64) {
 	}
 	m.inflight, m.asked = 0, goalNone
 	m.mustRead = true
-	m.retry = m.cfg.RetryTicks
 	if m.handover {
 		m.handover = false
 		m.raise(NoticeSwitchoverFailed)
@@ -162,6 +161,7 @@ func (m *Machine) onUnanswered(request uint64) {
 	if m.phase == PhaseHanding {
 		m.revert()
 	}
+	m.retry = m.cfg.RetryTicks
 }
 
 // learn takes r for what the arbiter holds if it is newer than what is known,

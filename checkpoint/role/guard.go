@@ -26,6 +26,7 @@ const (
 	guardFence       // a copy that the record doesn't name is destroyed
 	guardLastAcked   // the guest is handed over only after the last epoch
 	guardAskFirst    // and only if the arbiter has just answered
+	guardReverted    // and only a newer record says that it can't any more
 	guardHandRevert  // an unanswered handover is made impossible before going on
 	guardDuel        // a copy that lost to another process of its own host stays out
 	guardGrey        // a twin that doesn't acknowledge is lost

@@ -234,9 +234,12 @@ func (m *Machine) raise(n Notice) {
 	m.out = append(m.out, Action{Kind: ActionRaise, Notice: n, Record: m.rec, Generation: m.generation, Epoch: m.complete})
 }
 
+// enter changes the phase. What the new phase wants of the arbiter doesn't wait
+// for what the old one had to.
 func (m *Machine) enter(p Phase) {
-	m.phase = p
-	m.news = true
+	if m.phase != p {
+		m.phase, m.news, m.retry = p, true, 0
+	}
 }
 
 func (m *Machine) onTick(n uint64) {
@@ -264,7 +267,7 @@ func (m *Machine) onPeerUp(peer Member) {
 		}
 	}
 	m.up, m.peer, m.heard, m.news = true, peer, false, true
-	if m.phase == PhaseStandby && m.peer != m.other {
+	if m.phase == PhaseStandby && m.activeGone() {
 		m.claim()
 	}
 }

@@ -73,6 +73,13 @@ func (m *Machine) twinHasNothing() bool {
 }
 
 func (m *Machine) onFault() {
+	if m.phase != PhaseFailed {
+		m.giveUp(NoticeFaulted)
+	}
+}
+
+// giveUp ends whatever this node has, and keeps it out until repaired.
+func (m *Machine) giveUp(why Notice) {
 	switch {
 	case m.phase.Active():
 		if m.on(guardFault) {
@@ -81,12 +88,10 @@ func (m *Machine) onFault() {
 	case m.phase.Twin():
 		m.do(ActionDropCopy)
 		m.complete = 0
-	case m.phase == PhaseFailed:
-		return
 	}
 	m.force = forceNone
 	m.enter(PhaseFailed)
-	m.raise(NoticeFaulted)
+	m.raise(why)
 }
 
 func (m *Machine) onRepaired() {
@@ -116,7 +121,7 @@ func (m *Machine) onFence(force bool) {
 		m.raise(NoticeRefused)
 		return
 	}
-	m.onFault()
+	m.giveUp(NoticeFenced)
 }
 
 func (m *Machine) onForce() {

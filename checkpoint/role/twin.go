@@ -48,6 +48,9 @@ func (m *Machine) judgeCopy() {
 		if m.phase == PhaseSynced {
 			m.enter(PhaseStandby)
 			m.raise(NoticeStandby)
+			if m.activeGone() {
+				m.claim()
+			}
 		}
 	case m.phase == PhaseReceiving, m.phase == PhaseSynced:
 		// Not yet entitled. Once the record has moved on without naming this
@@ -66,7 +69,7 @@ func (m *Machine) judgeCopy() {
 // as new as any that was acknowledged from here.
 func (m *Machine) takeOver() {
 	if !m.need(guardHasCopy, m.complete != 0) {
-		m.drop()
+		m.giveUp(NoticeFaulted) // somebody has to say what shall happen
 		return
 	}
 	m.generation = m.rec.Generation
@@ -120,6 +123,12 @@ func (m *Machine) lostActive() {
 	}
 }
 
+// activeGone reports whether nothing is to be hoped for from the active node:
+// it is out of reach, has restarted, or says that it runs nothing.
+func (m *Machine) activeGone() bool {
+	return !m.up || m.peer != m.other || m.heard && !m.peerPhase.Active()
+}
+
 // judgeActive looks at what the peer says of itself.
 func (m *Machine) judgeActive(s *Status) {
 	switch m.phase {
@@ -134,7 +143,7 @@ func (m *Machine) judgeActive(s *Status) {
 			m.drop()
 		}
 	case PhaseStandby:
-		if m.on(guardActGone) && (s.From != m.other || !s.Phase.Active()) {
+		if m.on(guardActGone) && m.activeGone() {
 			m.claim()
 		}
 	}
