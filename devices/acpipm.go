@@ -27,10 +27,11 @@ const (
 	pm1Timer  = 0x0001 // TMR_STS, TMR_EN: the timer's top bit has changed
 	pm1Global = 0x0020 // GBL_STS, GBL_EN
 	pm1Button = 0x0100 // PWRBTN_STS, PWRBTN_EN
-	pm1Wake   = 0x8000 // WAK_STS
+	pm1Alarm  = 0x0400 // RTC_EN; RTC_STS is never set, the clock has an interrupt of its own
 
-	pm1StatusMask = pm1Timer | pm1Global | pm1Button | pm1Wake
-	pm1EnableMask = pm1Timer | pm1Global | pm1Button
+	pm1StatusMask = pm1Timer | pm1Global | pm1Button
+	// Linux enables the alarm's event for a moment whatever the FADT says about it, and complains if it cannot.
+	pm1EnableMask = pm1Timer | pm1Global | pm1Button | pm1Alarm
 
 	pm1SCIEnabled     = 0x0001 // SCI_EN: always, there is no SMM to give the events to
 	pm1ControlKept    = 0x1c02 // BM_RLD and SLP_TYP

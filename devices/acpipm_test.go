@@ -89,7 +89,7 @@ func TestACPIPowerButton(t *testing.T) {
 		t.Errorf("second press: line %t, %d interrupts", p.line.high(), p.line.count())
 	}
 	out16(p, pm1Enable, 0xffff)
-	if got := in16(p, pm1Enable); got != 0x0121 {
+	if got := in16(p, pm1Enable); got != 0x0521 {
 		t.Errorf("enable with all bits written is %#x", got)
 	}
 }
