@@ -27,12 +27,19 @@ const (
 	modPath   = "github.com/pollux-ha/pollux"
 )
 
+// PrebuiltEnv names the environment variable with the path of a guest that was built elsewhere, for machines without a
+// compiler, such as an emulated host that runs tests. Path and Ensure then give that file.
+const PrebuiltEnv = "POLLUX_BARE_ELF"
+
 // ErrNoCompiler is wrapped by Build's error when gcc is not installed.
 var ErrNoCompiler = errors.New("gcc is missing (Debian: apt-get install gcc)")
 
 // Path returns where Ensure puts the guest: build/guests/bare.elf of the Pollux source tree that the working directory is
 // in, and the user's cache directory outside of one.
 func Path() (string, error) {
+	if prebuilt := os.Getenv(PrebuiltEnv); prebuilt != "" {
+		return prebuilt, nil
+	}
 	dir, err := buildDir()
 	if err != nil {
 		return "", err
@@ -43,6 +50,12 @@ func Path() (string, error) {
 // Ensure returns the path of the guest, built from this package's sources if it is missing or stale. Safe to call from
 // several processes at once.
 func Ensure(ctx context.Context) (string, error) {
+	if prebuilt := os.Getenv(PrebuiltEnv); prebuilt != "" {
+		if _, err := os.Stat(prebuilt); err != nil {
+			return "", fmt.Errorf("bare guest named by %s: %w", PrebuiltEnv, err)
+		}
+		return prebuilt, nil
+	}
 	dir, err := buildDir()
 	if err != nil {
 		return "", err

@@ -20,6 +20,7 @@ func TestBuildWithoutCompilerSaysSo(t *testing.T) {
 }
 
 func TestPathIsInTheBuildDirectory(t *testing.T) {
+	t.Setenv(bare.PrebuiltEnv, "")
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
@@ -33,6 +34,20 @@ func TestPathIsInTheBuildDirectory(t *testing.T) {
 	got, err = bare.Path()
 	if want := "/elsewhere/pollux/guests/bare.elf"; err != nil || got != want {
 		t.Fatalf("outside of a source tree: path %s (%v), want %s", got, err, want)
+	}
+}
+
+func TestPrebuilt(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "bare.elf")
+	t.Setenv(bare.PrebuiltEnv, missing)
+	if _, err := bare.Ensure(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error %v, want that it does not exist", err)
+	}
+	if err := os.WriteFile(missing, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := bare.Ensure(t.Context()); err != nil || got != missing {
+		t.Errorf("%s (%v), want %s", got, err, missing)
 	}
 }
 
