@@ -1,0 +1,481 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// DemoConfig is what the demo is made from.
+type DemoConfig struct {
+	Lab         Config        // Dir is the demo's own; a lab that is left in it is removed first
+	GuestKernel string        // bzImage
+	GuestInitrd string        // with the register workload
+	GuestAppend string        // the guest kernel's command line
+	KernelName  string        // the guest kernel as the report calls it
+	RunArgs     []string      // more arguments for `pollux run`
+	StandbyArgs []string      // more arguments for `pollux standby`
+	Before      time.Duration // of traffic before the loss; 15 s if zero
+	After       time.Duration // of traffic after it; 15 s if zero
+	Report      string        // JSON file; none if empty
+	Out         io.Writer
+	Logger      *slog.Logger
+}
+
+const (
+	demoTraffic = 15 * time.Second
+	// demoPatience bounds the waits for a guest to boot and to be protected, in emulation on two CPUs.
+	demoPatience = 150 * time.Second
+	// takeoverPatience bounds the wait for the twin, after which the demo has failed.
+	takeoverPatience = 60 * time.Second
+	takeoverPoll     = 20 * time.Millisecond
+
+	witnessPort = 2379
+	twinPort    = 7100
+	guestPort   = 7777
+
+	vmName      = "demo"
+	controlPath = WorkDir + "/demo.sock"
+	serialPath  = WorkDir + "/serial.log"
+)
+
+// Demo shows that a Linux guest survives the power loss of its host: it brings a lab up, protects a guest, has a client work
+// on it, cuts host-a's power in mid-traffic and judges what the client saw. It prints what happens as it happens, writes the
+// report and removes the lab, also when ctx ends. The error tells everything that was not as promised.
+//
+// A run in which an emulated node dies by itself is repeated once.
+func Demo(ctx context.Context, cfg DemoConfig) (DemoReport, error) {
+	if cfg.Before == 0 {
+		cfg.Before = demoTraffic
+	}
+	if cfg.After == 0 {
+		cfg.After = demoTraffic
+	}
+	var report DemoReport
+	err := RepeatOnce(ctx, cfg.Logger, func(ctx context.Context, attempt int) error {
+		d := &demo{cfg: cfg, began: time.Now()}
+		if attempt > 1 {
+			d.say("A host of the lab died by itself, which says nothing about Pollux. Once more, from the beginning.")
+		}
+		err := d.run(ctx)
+		report = d.report
+		return err
+	})
+	return report, err
+}
+
+// demo is one run.
+type demo struct {
+	cfg    DemoConfig
+	lab    *Lab
+	began  time.Time
+	report DemoReport
+
+	host, twin, witness *process
+	client              *CheckingClient
+}
+
+// say prints a line with the time since the beginning.
+func (d *demo) say(format string, args ...any) {
+	fmt.Fprintf(d.cfg.Out, "%6.1fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (d *demo) run(ctx context.Context) (err error) {
+	if err := Down(d.cfg.Lab.Dir, d.cfg.Logger); err != nil {
+		return err
+	}
+	if err := d.up(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		d.say("Removing the lab.")
+		err = errors.Join(err, d.lab.Down())
+	}()
+	guarded, stop, err := d.lab.Guard(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	err = d.story(guarded)
+	if cause := context.Cause(guarded); err != nil && cause != nil {
+		err = errors.Join(cause, err) // a node that died, or Ctrl-C
+	}
+	if err = d.lab.Explain(err); err != nil {
+		d.keepLogs()
+	}
+	return err
+}
+
+func (d *demo) up(ctx context.Context) (err error) {
+	backend, why, err := Choose(d.cfg.Lab.Backend)
+	if err != nil {
+		return err
+	}
+	d.report.Tier, d.report.Kernel = backend.Tier(), d.cfg.KernelName
+	d.say("Lab: %s.", why)
+	d.say("Starting host-a, host-b, the witness and the client.")
+	d.lab, err = Up(ctx, d.cfg.Lab)
+	if err == nil {
+		d.say("All nodes answer.")
+	}
+	return err
+}
+
+// story is the demo itself, in a lab that is up.
+func (d *demo) story(ctx context.Context) error {
+	defer d.closeAll()
+	if err := d.furnish(ctx); err != nil {
+		return err
+	}
+	if err := d.protect(ctx); err != nil {
+		return err
+	}
+	if err := d.traffic(ctx); err != nil {
+		return err
+	}
+	lost, err := d.lose(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.aftermath(ctx, lost); err != nil {
+		return err
+	}
+	return d.judge()
+}
+
+// furnish gives the nodes certificates and the guest's files.
+func (d *demo) furnish(ctx context.Context) error {
+	nodes := []string{HostA, HostB, Witness}
+	credentials, err := d.lab.MakeCredentials(nodes...)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, node := range nodes {
+		files := map[string]string{
+			inNode("ca.crt"): credentials[node].CA, inNode("node.crt"): credentials[node].Cert, inNode("node.key"): credentials[node].Key,
+		}
+		if node == HostA {
+			files[inNode("vmlinuz")], files[inNode("initrd")] = d.cfg.GuestKernel, d.cfg.GuestInitrd
+		}
+		g.Go(func() error {
+			for _, target := range sortedKeys(files) {
+				if err := d.lab.Put(ctx, node, files[target], target); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func inNode(name string) string { return WorkDir + "/" + name }
+
+// tlsArgs are what every pollux process of the pair is told.
+func tlsArgs() []string {
+	return []string{"--tls-cert", inNode("node.crt"), "--tls-key", inNode("node.key"), "--tls-ca", inNode("ca.crt")}
+}
+
+func endpoint(node, network string, port int) (string, error) {
+	p, err := Addr(node, network)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s:%d", p.Addr(), port), nil
+}
+
+// protect starts the witness, the twin and the guest, and waits until the guest is protected.
+func (d *demo) protect(ctx context.Context) (err error) {
+	witness, err := endpoint(Witness, NetManage, witnessPort)
+	if err != nil {
+		return err
+	}
+	twin, err := endpoint(HostB, NetLink1, twinPort)
+	if err != nil {
+		return err
+	}
+	args := append([]string{"pollux", "witness", "--listen", witness, "--data-dir", inNode("witness")}, tlsArgs()...)
+	if d.witness, err = d.start(ctx, Witness, args); err != nil {
+		return err
+	}
+	if err := d.waitForPort(ctx, d.witness, Witness, witness); err != nil {
+		return err
+	}
+	common := append([]string{"--name", vmName, "--control", controlPath, "--serial", "file:" + serialPath, "--arbiter", "https://" + witness}, tlsArgs()...)
+	args = append([]string{"pollux", "standby", "--listen", twin, "--net", "bridge=" + ClientBridge}, common...)
+	if d.twin, err = d.start(ctx, HostB, append(args, d.cfg.StandbyArgs...)); err != nil {
+		return err
+	}
+	args = append([]string{
+		"pollux", "run", "--kernel", inNode("vmlinuz"), "--initrd", inNode("initrd"), "--append", d.cfg.GuestAppend,
+		"--memory", "256M", "--cpus", "1", "--net", "bridge=" + ClientBridge + ",mac=" + GuestMAC().String(), "--protect", twin,
+	}, common...)
+	if d.host, err = d.start(ctx, HostA, append(args, d.cfg.RunArgs...)); err != nil {
+		return err
+	}
+	d.say("A Linux guest (%s) boots on host-a, with host-b as its twin.", d.cfg.KernelName)
+	return d.waitProtected(ctx)
+}
+
+// waitForPort waits until something listens at address, which p is to do.
+func (d *demo) waitForPort(ctx context.Context, p *process, node, address string) error {
+	for deadline := time.Now().Add(demoPatience); ; {
+		conn, err := d.lab.DialNode(ctx, node, "tcp", address)
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: %s doesn't listen: %w", p, err)
+		}
+		if err := d.pause(ctx, 200*time.Millisecond, p); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *demo) waitProtected(ctx context.Context) error {
+	phase := ""
+	for deadline := time.Now().Add(demoPatience); ; {
+		s, err := d.lab.VMStatus(ctx, HostA, controlPath)
+		if err == nil && s.Pair.Phase != phase {
+			phase = s.Pair.Phase
+			d.say("host-a: %s", phase)
+		}
+		if err == nil && s.Protected() {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: the guest is not protected after %v (host-a is %q; %w)", demoPatience, phase, err)
+		}
+		if err := d.pause(ctx, 250*time.Millisecond, d.witness, d.twin, d.host); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits, and fails when a process that has to run has ended, or with ctx.
+func (d *demo) pause(ctx context.Context, wait time.Duration, running ...*process) error {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+	}
+	for _, p := range running {
+		select {
+		case <-p.session.Done():
+			return fmt.Errorf("demo: %s ended: %w", p, p.end())
+		default:
+		}
+	}
+	return nil
+}
+
+// guestAddress is where the guest's register server is.
+func guestAddress() string {
+	return net.JoinHostPort(GuestAddr().Addr().String(), fmt.Sprint(guestPort))
+}
+
+// traffic starts the client and shows the time before the loss.
+func (d *demo) traffic(ctx context.Context) (err error) {
+	if d.client, err = d.lab.StartClient(ctx, guestAddress()); err != nil {
+		return err
+	}
+	d.say("The client connects to the guest: one TCP connection, one UDP flow, at %s.", guestAddress())
+	for deadline := time.Now().Add(demoPatience); d.client.Stats().Answers == 0; {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: the guest gave no answer within %v", demoPatience)
+		}
+		if err := d.clientRuns(); err != nil {
+			return err
+		}
+		if err := d.pause(ctx, 100*time.Millisecond, d.witness, d.twin, d.host); err != nil {
+			return err
+		}
+	}
+	d.report.macBefore = d.lab.guestMAC()
+	if err := d.watchFor(ctx, HostA, d.cfg.Before, d.witness, d.twin, d.host); err != nil {
+		return err
+	}
+	s, err := d.lab.VMStatus(ctx, HostA, controlPath)
+	if err != nil {
+		return err
+	}
+	if !s.Protected() {
+		return fmt.Errorf("demo: right before the loss the guest is not protected: host-a is %q", s.Pair.Phase)
+	}
+	d.report.Epochs = s.Pair.Stats.Commits
+	return nil
+}
+
+// clientRuns fails when the client has ended, with what it found wrong.
+func (d *demo) clientRuns() error {
+	select {
+	case <-d.client.Ended():
+	default:
+		return nil
+	}
+	r, err := d.client.Finish()
+	if err != nil {
+		return err
+	}
+	d.report.take(r)
+	return fmt.Errorf("demo: the client ended early: %s", r.Wrong)
+}
+
+// lose cuts host-a's power and waits for the twin. It returns the moment of the loss.
+func (d *demo) lose(ctx context.Context) (time.Time, error) {
+	began := time.Now()
+	if err := d.lab.Kill(HostA); err != nil {
+		return time.Time{}, err
+	}
+	lost := time.Now()
+	d.say("⚡ POWER LOSS: host-a is gone, in the middle of traffic (%d answers so far).", d.client.Stats().Answers)
+	if err := d.client.Lost(lost); err != nil {
+		return lost, fmt.Errorf("demo: tell the client: %w", err)
+	}
+	for {
+		s, err := d.lab.VMStatus(ctx, HostB, controlPath)
+		if err == nil && s.Pair.Active {
+			d.report.TakeoverMS = milliseconds(time.Since(began))
+			d.say("host-b runs the guest, %.0f ms after the loss (generation %d%s).", d.report.TakeoverMS, s.Pair.Generation, s.took())
+			return lost, nil
+		}
+		if time.Since(lost) > takeoverPatience {
+			return lost, fmt.Errorf("demo: no takeover within %v: host-b is %q (%w)", takeoverPatience, s.Pair.Phase, err)
+		}
+		if err := d.pause(ctx, takeoverPoll, d.witness, d.twin); err != nil {
+			return lost, err
+		}
+	}
+}
+
+func (s VMStatus) took() string {
+	t := s.Pair.Takeover
+	if t == nil {
+		return ""
+	}
+	return fmt.Sprintf(", from epoch %d, %v after it noticed", t.Epoch, t.Total.Round(100*time.Microsecond))
+}
+
+// aftermath waits for the first answer from the twin and shows the traffic that follows.
+func (d *demo) aftermath(ctx context.Context, lost time.Time) error {
+	for d.client.Stats().LastAnswer.Before(lost) {
+		if time.Since(lost) > takeoverPatience {
+			return fmt.Errorf("demo: no answer from the guest within %v of the loss", takeoverPatience)
+		}
+		if err := d.clientRuns(); err != nil {
+			return err
+		}
+		if err := d.pause(ctx, 50*time.Millisecond, d.witness, d.twin); err != nil {
+			return err
+		}
+	}
+	d.say("The client has answers again. Its longest wait: %v.", d.client.Stats().LongestGap.Round(time.Millisecond))
+	if err := d.watchFor(ctx, HostB, d.cfg.After, d.witness, d.twin); err != nil {
+		return err
+	}
+	d.report.macAfter = d.lab.guestMAC()
+	return nil
+}
+
+// judge takes the client's report, prints the table, writes the file and tells what failed.
+func (d *demo) judge() error {
+	r, err := d.client.Finish()
+	if err != nil {
+		return err
+	}
+	d.report.take(r)
+	d.report.table(d.cfg.Out)
+	if d.cfg.Report != "" {
+		if err := d.report.write(d.cfg.Report); err != nil {
+			return err
+		}
+		d.say("The report is in %s.", d.cfg.Report)
+	}
+	return d.report.verdict()
+}
+
+// process is a pollux process in a node; what it prints goes to a file.
+type process struct {
+	node, command string
+	session       *Session
+	said          *lastLine
+	log           *os.File
+}
+
+func (p *process) String() string { return fmt.Sprintf("`pollux %s` on %s", p.command, p.node) }
+
+// end is why a process that has ended did.
+func (p *process) end() error {
+	err := p.session.Wait()
+	if err == nil {
+		err = errors.New("without an error")
+	}
+	return fmt.Errorf("%w; it last said %q", err, p.said)
+}
+
+func (d *demo) logPath(node, command string) string {
+	return filepath.Join(d.lab.Dir(), "logs", node+"-"+command+".log")
+}
+
+// start runs args ("pollux", command, …) in a node until closeAll.
+func (d *demo) start(ctx context.Context, node string, args []string) (*process, error) {
+	path := d.logPath(node, args[1])
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	p := &process{node: node, command: args[1], said: &lastLine{}, log: f}
+	out := io.MultiWriter(f, p.said)
+	if p.session, err = d.lab.Begin(ctx, node, Command{Args: args}, out, out); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("demo: start %s: %w", p, err)
+	}
+	d.cfg.Logger.Debug("started", "node", node, "command", strings.Join(args, " "))
+	return p, nil
+}
+
+func (d *demo) closeAll() {
+	if d.client != nil {
+		d.client.Close()
+	}
+	for _, p := range []*process{d.host, d.twin, d.witness} {
+		if p != nil {
+			p.session.Close()
+			p.log.Close()
+		}
+	}
+}
+
+// keepLogs saves what a failure may be explained by, next to the processes' own logs.
+func (d *demo) keepLogs() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, node := range []string{HostA, HostB} {
+		f, err := os.Create(d.logPath(node, "serial"))
+		if err != nil {
+			d.cfg.Logger.Warn("the guest's console can't be kept", "err", err)
+			continue
+		}
+		if err := d.lab.Get(ctx, node, serialPath, f); err != nil {
+			d.cfg.Logger.Debug("no guest console here", "node", node, "err", err)
+		}
+		f.Close()
+	}
+	d.say("Logs are in %s.", filepath.Join(d.lab.Dir(), "logs"))
+}
