@@ -44,7 +44,7 @@ func (d *demo) watchFor(ctx context.Context, node string, length time.Duration, 
 func liveLine(node string, s VMStatus, c ClientStats, rate float64) string {
 	st := s.Pair.Stats
 	return fmt.Sprintf("%s runs it, %-9s  epoch %5d %3d/s  pause %5.1f ms  dirty %5d  held %3d  answers %6d %5.0f/s",
-		node, s.Pair.Phase, st.Committed, st.Rate, milliseconds(s.Pause()), st.DirtyPages, s.HeldFrames, c.Answers, rate)
+		node, s.Pair.Phase, st.Committed, st.Rate, milliseconds(s.Pause()), st.DirtyPages, s.Pair.HeldFrames, c.Answers, rate)
 }
 
 // DemoReport is what the demo came to. The JSON fields are a contract with whoever reads build/demo/report.json.

@@ -12,9 +12,9 @@ import (
 
 // VMStatus is the part of a control socket's status that the lab reads.
 type VMStatus struct {
-	State      string `json:"state"`
-	HeldFrames uint64 `json:"held_frames"`
-	Pair       struct {
+	State string `json:"state"`
+	Pair  struct {
+		HeldFrames uint64 `json:"held_frames"`
 		Phase      string `json:"phase"`
 		Active     bool   `json:"active"`
 		Generation uint64 `json:"generation"`
@@ -32,7 +32,7 @@ type VMStatus struct {
 				P99 float64 `json:"p99_us"`
 			} `json:"phases"`
 		} `json:"stats"`
-	} `json:"pair"`
+	} `json:"protection"`
 }
 
 // Protected tells whether the guest runs on this host and a twin could take over.
