@@ -21,6 +21,8 @@ type labCmd struct {
 	Exec   labExecCmd   `cmd:"" help:"Run a command in a node."`
 	Kill   labKillCmd   `cmd:"" help:"Cut a node's power."`
 	Start  labStartCmd  `cmd:"" help:"Give a node its power back."`
+	Demo   labDemoCmd   `cmd:"" help:"A Linux guest survives the power loss of its host, as you watch."`
+	Soak   labSoakCmd   `cmd:"" help:"Find out how dependable emulated hosts are here."`
 
 	Dir string `default:"build/lab" help:"The lab's state directory." placeholder:"DIR"`
 }

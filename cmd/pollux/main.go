@@ -56,8 +56,10 @@ type cli struct {
 
 	Lab labCmd `cmd:"" help:"Two hosts, a witness and a client network on this machine."`
 
-	LabNode labNodeCmd `cmd:"" hidden:"" help:"Be the first process of a lab node."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	LabNode   labNodeCmd   `cmd:"" hidden:"" help:"Be the first process of a lab node."`
+	LabClient labClientCmd `cmd:"" hidden:"" help:"Be the client that holds a lab's guest to account."`
+	LabStress labStressCmd `cmd:"" hidden:"" help:"Work a lab node's KVM hard."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 
 	LogLevel  slog.Level `default:"info" help:"debug, info, warn or error."`
 	LogFormat string     `default:"text" enum:"text,json" help:"text or json, to standard error."`
