@@ -82,7 +82,7 @@ func TestRunningCollectionLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer twin.Close()
-	for range 50 {
+	for round := 0; round < 50 || counter(t, m, guestData+8) == 0; round++ {
 		dirty.Clear()
 		collect(t, m, dirty)
 		copyPages(t, twin, m.memory, dirty)
@@ -103,9 +103,6 @@ func TestRunningCollectionLosesNothing(t *testing.T) {
 		if !slices.Equal(r.Bytes, twin.Regions()[i].Bytes) {
 			t.Errorf("region %d of the copy differs", i)
 		}
-	}
-	if counter(t, m, guestData+8) == 0 {
-		t.Error("the guest did not get round")
 	}
 	thaw(t, m)
 }
