@@ -16,6 +16,12 @@ import (
 	"github.com/pollux-ha/pollux/tests/testtier"
 )
 
+// What `make guests` and `make build` have left.
+const (
+	polluxBinary = "build/pollux"
+	nodeKernel   = "build/guests/vmlinuz"
+)
+
 // stage is one call of go test.
 type stage struct {
 	name     string
@@ -67,7 +73,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	if kvm != nil {
-		if err := runEmulated(ctx, near, &sum); err != nil {
+		if err := runEmulated(ctx, near, nodeKernel, &sum); err != nil {
 			errs = append(errs, fmt.Errorf("machine tier in an emulated host: %w", err))
 		}
 	}
