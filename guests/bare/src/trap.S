@@ -1,6 +1,6 @@
 /*
  * Interrupt and exception entry. These run in ring 0 on the TSS's stack and are interpreted on a paravirtual KVM, so
- * each does the least it can: count, tell ring 3, end the interrupt, return. No SSE, no C.
+ * each does the least it can: count, tell ring 3, end a message's interrupt, return. No SSE, no C.
  *
  * The stubs of vectors 0 to STUB_COUNT-1 lie STUB_SIZE bytes apart; start.S builds the IDT from that.
  */
@@ -25,7 +25,7 @@ stub_\vector:
 	END_STUB stub_\vector
 .endm
 
-/* The other lines of the 8259s are masked, so what arrives here is spurious and gets no EOI. */
+/* The other lines of the 8259s are masked, so what arrives here is spurious. */
 .macro PIC_SPURIOUS vector
 stub_\vector:
 	incq irq_spurious
@@ -82,13 +82,9 @@ stub_13:
 	EXCEPTION 30, 1
 	EXCEPTION 31, 0
 
-timer:	/* VECTOR_PIC + 0: the PIT */
+timer:	/* VECTOR_PIC + 0: the PIT, ended automatically (start.S) */
 	incq irq_ticks
 	movb $1, irq_pending
-	pushq %rax
-	movb $0x20, %al
-	outb %al, $0x20
-	popq %rax
 	iretq
 	END_STUB timer
 	.irp line, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47
