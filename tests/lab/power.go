@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -209,7 +211,7 @@ func (l *Lab) spawn(cmd *exec.Cmd, namespace, output string, nice int) (Process,
 	}
 	p, err := identify(cmd.Process.Pid)
 	if err == nil && nice != 0 {
-		err = unix.Setpriority(unix.PRIO_PGRP, p.PID, nice)
+		err = lowerPriority(p.PID, nice)
 	}
 	if err != nil {
 		return Process{}, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
@@ -220,6 +222,19 @@ func (l *Lab) spawn(cmd *exec.Cmd, namespace, output string, nice int) (Process,
 		}
 	}()
 	return p, nil
+}
+
+// lowerPriority makes a process and what it starts nice. A kernel with automatic groups schedules sessions against each other and
+// niceness counts only within one, so the session's group is made nice as well, where there are such groups.
+func lowerPriority(pid, nice int) error {
+	if err := unix.Setpriority(unix.PRIO_PGRP, pid, nice); err != nil {
+		return fmt.Errorf("set the priority of process %d: %w", pid, err)
+	}
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte(strconv.Itoa(nice)), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the priority of the session of process %d: %w", pid, err)
+	}
+	return nil
 }
 
 // checkStatic makes sure that a binary runs without a dynamic loader: an emulated node has none.
