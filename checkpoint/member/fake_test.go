@@ -43,7 +43,7 @@ type fakeMachine struct {
 	over   bool
 	count  uint64
 
-	failFreeze, failSave, failCollect error
+	failFreeze, failSave, failCollect error // guarded by mu
 }
 
 func newFakeMachine(description string, memory uint64, output *netbuffer.Buffer) (*fakeMachine, error) {
@@ -86,6 +86,13 @@ func (f *fakeMachine) Thaw() error {
 	return nil
 }
 
+// failing reads a failure that a test may set meanwhile.
+func (f *fakeMachine) failing(err *error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return *err
+}
+
 func (f *fakeMachine) still() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -93,8 +100,8 @@ func (f *fakeMachine) still() bool {
 }
 
 func (f *fakeMachine) SaveState(b []byte) ([]byte, error) {
-	if f.failSave != nil {
-		return b, f.failSave
+	if err := f.failing(&f.failSave); err != nil {
+		return b, err
 	}
 	if !f.still() {
 		return b, errors.New("save of a running fake machine")
@@ -177,8 +184,8 @@ func (f *fakeMachine) StartDirtyLog() error {
 func (f *fakeMachine) StopDirtyLog() error { return nil }
 
 func (f *fakeMachine) CollectDirty(dst *guestmem.Bitmap) error {
-	if f.failCollect != nil {
-		return f.failCollect
+	if err := f.failing(&f.failCollect); err != nil {
+		return err
 	}
 	f.memory.CollectDirty(dst)
 	return nil

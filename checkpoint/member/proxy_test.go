@@ -1,11 +1,18 @@
 package member
 
 import (
+	"context"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/pollux-ha/pollux/checkpoint/arbiter"
+	"github.com/pollux-ha/pollux/checkpoint/arbiter/arbitertest"
+	"github.com/pollux-ha/pollux/checkpoint/role"
 )
 
 // proxy is the network between two members: TCP in the middle of which things go wrong.
@@ -104,4 +111,44 @@ func (p *proxy) copy(dst io.WriteCloser, src io.ReadCloser, stall *atomic.Bool) 
 			return
 		}
 	}
+}
+
+// cutArbiter is an arbiter that one node can't reach.
+type cutArbiter struct {
+	*arbitertest.Fake
+	down atomic.Bool
+}
+
+func (c *cutArbiter) Read(ctx context.Context, vm string) (role.Record, error) {
+	if c.down.Load() {
+		return role.Record{}, arbiter.ErrUnanswered
+	}
+	return c.Fake.Read(ctx, vm)
+}
+
+func (c *cutArbiter) Swap(ctx context.Context, vm string, old, next role.Record) (role.Record, error) {
+	if c.down.Load() {
+		return role.Record{}, arbiter.ErrUnanswered
+	}
+	return c.Fake.Swap(ctx, vm, old, next)
+}
+
+// logSink keeps what was logged.
+type logSink struct {
+	mu  sync.Mutex
+	buf strings.Builder
+}
+
+func (s *logSink) logger() *slog.Logger { return slog.New(slog.NewTextHandler(s, nil)) }
+
+func (s *logSink) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(p)
+}
+
+func (s *logSink) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
 }
