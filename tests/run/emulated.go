@@ -18,8 +18,11 @@ import (
 	"github.com/pollux-ha/pollux/tests/testtier"
 )
 
-// nodeHome is the home directory of tests in an emulated host; the bare guest is kept in its cache.
-const nodeHome = lab.WorkDir
+// What tests find in an emulated host.
+const (
+	nodeHome = lab.WorkDir
+	nodeBare = lab.WorkDir + "/bare.elf"
+)
 
 // runEmulated runs the machine tier of the packages inside an emulated host, on a machine that has no /dev/kvm itself. A
 // host that dies by itself says nothing about Pollux: then everything is run once more.
@@ -78,10 +81,8 @@ func inNode(ctx context.Context, dir, kernel string, packages []string, binaries
 	if err != nil {
 		return err
 	}
-	for _, f := range []string{guest, guest + ".stamp"} {
-		if err := l.Put(ctx, lab.HostA, f, path.Join(nodeHome, ".cache/pollux/guests", filepath.Base(f))); err != nil {
-			return err
-		}
+	if err := l.Put(ctx, lab.HostA, guest, nodeBare); err != nil {
+		return err
 	}
 	var errs []error
 	for _, p := range packages {
@@ -115,7 +116,7 @@ func testInNode(ctx context.Context, l *lab.Lab, pkg, binary string, sum *tally)
 		defer in.Close()
 		ran <- l.Exec(ctx, lab.HostA, lab.Command{
 			Args: []string{target, "-test.v=test2json", "-test.timeout=15m"},
-			Env:  []string{testtier.RequireEnv + "=machine", "HOME=" + nodeHome},
+			Env:  []string{testtier.RequireEnv + "=machine", "HOME=" + nodeHome, bare.PrebuiltEnv + "=" + nodeBare},
 		}, nil, in, io.Discard)
 	}()
 	skipped := sum.read(out, os.Stdout, false)
