@@ -150,7 +150,7 @@ func (b Baseline) forCPU(id, cpus int) []kvm.CPUIDEntry {
 		c := &table[i]
 		switch c.Function {
 		case 1:
-			c.Ebx |= apicID<<24 | (1<<width)<<16 // APIC IDs in this package
+			c.Ebx |= apicID<<24 | min(uint32(1)<<width, 0xff)<<16 // APIC IDs in this package
 			if cpus > 1 {
 				c.Edx |= 1 << 28 // HTT: that number counts
 			}

@@ -160,6 +160,9 @@ func (m *Machine) createVCPUs(cfg Config) error {
 		if err := cpu.SetCPUID(m.cpuid.forCPU(id, cfg.CPUs)); err != nil {
 			return err
 		}
+		if err := cpu.EnforcePVFeatures(); err != nil {
+			return err
+		}
 		if err := v.state.init(cpu, indexes, m.log); err != nil {
 			return err
 		}

@@ -89,6 +89,9 @@ func (m *Machine) loadState(b []byte) error {
 	if err := m.vmState.apply(m.vm); err != nil {
 		return err
 	}
+	if err := m.vcpus[0].state.detachTSC(m.vcpus[0].cpu); err != nil {
+		return err
+	}
 	for _, v := range m.vcpus {
 		if err := v.state.apply(v.cpu); err != nil {
 			return err

@@ -21,6 +21,7 @@ const (
 	// maxMSRs bounds a peer's list; KVM's own has some hundred.
 	maxMSRs = 4096
 
+	msrTSC         = 0x10
 	msrAPICBase    = 0x1b
 	msrTSCDeadline = 0x6e0
 	msrMTRRBase0   = 0x200 // then its mask, and so on
@@ -151,6 +152,22 @@ func (s *vcpuState) capture(cpu *kvm.VCPU) error {
 		return err
 	}
 	return cpu.Events(&s.events)
+}
+
+// detachTSC sets the vCPU's TSC far away from what it will be. KVM takes a TSC that is written within a second of what it
+// expects for an attempt to synchronize processors, and keeps its own value (kvm_synchronize_tsc). For the first vCPU of a
+// machine that was created at the same time as the one whose state it gets, that would be a jump of up to a second. The other
+// vCPUs are to be synchronized with the first one, exactly so.
+func (s *vcpuState) detachTSC(cpu *kvm.VCPU) error {
+	const far = 1 << 42 // at least ten minutes
+	for i := range s.msrs.Len() {
+		if s.msrs.Index(i) == msrTSC {
+			one := kvm.NewMSRs([]uint32{msrTSC})
+			one.SetValue(0, s.msrs.Value(i)+far)
+			return cpu.SetMSRs(one)
+		}
+	}
+	return nil
 }
 
 // apply sets the vCPU's state from the buffers. The order has reasons, too:

@@ -189,6 +189,17 @@ func (v *VM) EnableCap(c gokvm.Capability, argument uint64) error {
 	return nil
 }
 
+// EnforcePVFeatures makes KVM refuse the paravirtual features that the vCPU's CPUID table hides, where this KVM can:
+// otherwise a guest may use them all the same. It comes after SetCPUID and before the first Run.
+func (c *VCPU) EnforcePVFeatures() error {
+	arg := enableCap{capability: uint32(gokvm.CapEnforcePVFeatureCPUID), args: [4]uint64{1}}
+	_, err := ioctl(c.fd, ioctlEnableCap, unsafe.Pointer(&arg))
+	if errors.Is(err, unix.EINVAL) {
+		return nil // before Linux 5.10
+	}
+	return c.wrap("enforce paravirtual features", err)
+}
+
 type dirtyLog struct {
 	slot   uint32
 	_      uint32
