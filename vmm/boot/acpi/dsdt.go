@@ -53,10 +53,7 @@ func board() aml.Term {
 	return aml.Device("MBRD",
 		aml.Name("_HID", aml.EISAID("PNP0C02")),
 		aml.Name("_UID", aml.Integer(0)),
-		aml.Name("_CRS", aml.ResourceTemplate(
-			aml.Ports(devices.ACPIPMBase, devices.ACPIPMSize),
-			aml.Ports(pciConfigPort, pciConfigSize),
-		)),
+		aml.Name("_CRS", aml.ResourceTemplate(aml.Ports(devices.ACPIPMBase, devices.ACPIPMSize))),
 	)
 }
 
