@@ -174,7 +174,7 @@ func (m *Machine) learn(r Record) bool {
 	}
 	m.rec, m.known, m.unsettled, m.mustRead = r, true, false, false
 	m.news, m.alone, m.retry = true, false, 0
-	if m.force == forceGoing && r.Active != m.cfg.Self {
+	if m.force == forceGoing && r.Active != m.cfg.Self && m.on(guardForceOnce) {
 		m.force = forceNone // the operator has not seen this record
 		m.raise(NoticeRefused)
 	}

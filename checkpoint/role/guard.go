@@ -33,22 +33,23 @@ const (
 	guardTwinDropped // a twin that says it has no copy is lost
 	guardOffer       // a sync starts only with a peer that offers itself
 
-	guardTwinAcks  // only a twin acknowledges
-	guardClaimAcks // and not once it has asked for the right to run
-	guardTwinEpoch // a checkpoint never goes back
-	guardEntitled  // only a twin that the record names claims
-	guardGranted   // only one that the record names as active takes over
-	guardPollLost  // a copy whose active node is gone finds out whether it is entitled
-	guardActGone   // an active node that runs nothing is lost, connected or not
-	guardHasCopy   // a takeover needs a whole checkpoint
-	guardDropStale // a copy that the record doesn't name any more is dropped
-	guardJoinKnown // a twin joins only the node that the newest record names
-	guardBooted    // a node boots only when the record names it for that
-	guardOrphan    // a lone restart asks the twin before booting from disks
-	guardWitness   // and believes only that it has no copy
-	guardEcho      // if it says so after hearing that nothing runs here
-	guardFault     // a failed copy is gone, whatever the role was
-	guardForceOnce // an operator's force ends when the record changes
+	guardTwinAcks    // only a twin acknowledges
+	guardClaimAcks   // and not once it has asked for the right to run
+	guardTwinSession // a checkpoint of another sync isn't one of this copy
+	guardTwinEpoch   // a checkpoint never goes back
+	guardEntitled    // only a twin that the record names claims
+	guardGranted     // only one that the record names as active takes over
+	guardPollLost    // a copy whose active node is gone finds out whether it is entitled
+	guardActGone     // an active node that runs nothing is lost, connected or not
+	guardHasCopy     // a takeover needs a whole checkpoint
+	guardDropStale   // a copy that the record doesn't name any more is dropped
+	guardJoinKnown   // a twin joins only the node that the newest record names
+	guardBooted      // a node boots only when the record names it for that
+	guardOrphan      // a lone restart asks the twin before booting from disks
+	guardWitness     // and believes only that it has no copy
+	guardEcho        // if it says so after hearing that nothing runs here
+	guardFault       // a failed copy is gone, whatever the role was
+	guardForceOnce   // an operator's force ends when the record changes
 
 	guardCount
 )

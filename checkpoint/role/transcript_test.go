@@ -21,7 +21,7 @@ func TestTranscripts(t *testing.T) {
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			out, err := s.tell(d.Cmd, d.CmdArgs)
 			if err != nil {
-				out += "ERROR " + err.Error() + "\n"
+				d.Fatalf(t, "%v", err)
 			}
 			return out
 		})
@@ -124,7 +124,9 @@ func (s *story) tell(cmd string, args []datadriven.CmdArg) (string, error) {
 		s.r.trace = nil
 		s.r.reset()
 		s.r.repair()
-		for s.r.try(move{kind: moveDeliver}) || s.r.try(move{kind: moveDeliver, node: 1}) {
+		for range 20 {
+			s.r.try(move{kind: moveDeliver})
+			s.r.try(move{kind: moveDeliver, node: 1})
 		}
 		s.r.trace = s.note
 		s.show()

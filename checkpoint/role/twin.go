@@ -19,7 +19,7 @@ func (m *Machine) onCompleted(session uint64, n Epoch) {
 		return
 	case !m.need(guardClaimAcks, m.phase != PhaseClaiming):
 		return
-	case session != m.session, !m.need(guardTwinEpoch, n > m.complete):
+	case !m.need(guardTwinSession, session == m.session), !m.need(guardTwinEpoch, n > m.complete):
 		return
 	}
 	if m.phase.Twin() {
