@@ -29,6 +29,8 @@ func (r *rig) leave(i int, at hist) {
 		r.tip = at
 	case r.ancestor(at, r.tip):
 		// Late, but part of what everybody knows.
+	case r.ended(at):
+		// As late as a frame that the network has kept.
 	default:
 		r.fail("I1: %s releases %d, which contradicts %d", name, at, r.tip)
 	}
@@ -41,6 +43,30 @@ func (r *rig) leave(i int, at hist) {
 	if r.rec.Generation > h.gen && h.woke > r.moved {
 		r.fail("I1: %s has slept, was replaced, and releases %d", name, at)
 	}
+}
+
+// end notes that history t won't go on: a boot from disks starts another one.
+func (r *rig) end(t hist) {
+	switch {
+	case r.ended(t):
+	case r.ntrunks == maxTrunks:
+		r.full = true
+	default:
+		r.trunks[r.ntrunks] = t
+		r.ntrunks++
+	}
+}
+
+// ended reports whether a step was known, or committed, when a boot from disks
+// ended its history. A slow primary may have got its twin's acknowledgement
+// before, and nothing but time could make it release before.
+func (r *rig) ended(at hist) bool {
+	for _, t := range r.trunks[:r.ntrunks] {
+		if r.ancestor(at, t) {
+			return true
+		}
+	}
+	return false
 }
 
 // release lets out what node i holds of the epochs up to n.
@@ -119,10 +145,14 @@ func (r *rig) boot(i int, a *Action) {
 		return
 	}
 	r.boots++
+	r.end(r.tip)
+	for g := range a.Generation {
+		r.end(r.heldBy[r.paired[g]])
+	}
 	at := r.nhist
 	r.nhist++
 	r.parent[at], r.depth[at] = 0, 1
-	r.tip = at // a new history; nothing of the old one may leave any more
+	r.tip = at // a new history; the old one grows no more
 	r.run(i, a.Generation, at, 0)
 }
 

@@ -16,6 +16,7 @@ const (
 	maxHeld     = 24  // steps whose output a netbuffer holds
 	maxRuns     = 24  // incarnations
 	maxGens     = 48  // generations
+	maxTrunks   = 32  // histories that have ended
 )
 
 // hist is a step of a guest's history: an index into world.parent. The output
@@ -111,7 +112,9 @@ type world struct {
 	parent    [maxHistory]hist
 	depth     [maxHistory]uint16
 	nhist     hist
-	tip       hist           // the newest history that anybody outside can know
+	tip       hist            // the newest history that anybody outside can know
+	trunks    [maxTrunks]hist // the same of earlier histories, which a boot has ended
+	ntrunks   uint8
 	ownerOf   [maxGens]uint8 // run that released in a generation
 	heldBy    [maxRuns]hist  // newest that a run has held completely
 	boots     uint8

@@ -252,6 +252,11 @@ func (r *rig) repair() bool {
 
 // round lets everything that can happen without a fault happen once.
 func (r *rig) round() {
+	r.roundOf(moveHear, moveTick, moveSyncReady, moveWork, moveCapture)
+}
+
+// roundOf is a round with only some of the moves of a host.
+func (r *rig) roundOf(kinds ...moveKind) {
 	for i := range uint8(2) {
 		h := &r.hosts[i]
 		if peer := &r.hosts[1-i]; h.conn != 0 && h.conn != peer.conn && h.conn != peer.upConn {
@@ -263,7 +268,7 @@ func (r *rig) round() {
 	}
 	r.try(move{kind: moveConnect})
 	for i := range uint8(2) {
-		for _, k := range [...]moveKind{moveHear, moveTick, moveSyncReady, moveWork, moveCapture} {
+		for _, k := range kinds {
 			r.try(move{kind: k, node: i})
 		}
 		for n := r.nnet[i]; n > 0; n-- {
