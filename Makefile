@@ -24,19 +24,19 @@ build: $(POLLUX) ## build the static binary, build/pollux
 .PHONY: $(POLLUX)
 $(POLLUX):
 	@command -v go >/dev/null || { echo "make: Go is missing: install Go 1.26 or newer (https://go.dev/dl)" >&2; exit 1; }
-	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/pollux
+	go build -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/pollux
 
-guests: $(POLLUX) ## build the test guests and fetch the pinned kernel
-	@tests/setup guests
+guests: ## build the test guests and fetch the pinned kernel, into build/guests
+	@go run ./tests/setup guests
 
 setup: ## install what is missing on this machine (Debian packages); says clearly what it can't
-	@tests/setup packages
+	@go run ./tests/setup packages
 
-demo: setup guests ## a Linux guest survives the power loss of its host, as you watch
+demo: setup build guests ## a Linux guest survives the power loss of its host, as you watch
 	$(POLLUX) lab demo --report $(BUILD)/demo/report.json
 
-test: setup guests ## every test that this machine can run; a required one never skips
-	@tests/run
+test: setup build guests ## every test that this machine can run; a required one never skips
+	@go run ./tests/run
 
 test-unit: ## the tests that need nothing but Go
 	go test ./...
@@ -63,7 +63,7 @@ explore: ## simulate RUNS (1000000) random histories of the role protocol
 
 SOAK_RUNS ?= 30
 SOAK_TIME ?= 2m
-soak: setup guests ## run SOAK_RUNS (30) emulated nodes under load for SOAK_TIME (2m) each, and count the dead
+soak: setup build guests ## run SOAK_RUNS (30) emulated nodes under load for SOAK_TIME (2m) each, and count the dead
 	$(POLLUX) lab soak --runs $(SOAK_RUNS) --time $(SOAK_TIME) --report $(BUILD)/soak/report.jsonl
 
 clean: ## remove everything that was built

@@ -19,7 +19,7 @@ type labDemoCmd struct {
 	Backend     lab.Backend   `default:"auto" enum:"auto,namespaces,emulated" help:"How hosts are made."`
 	Kernel      string        `default:"build/guests/vmlinuz" type:"existingfile" help:"Kernel of emulated hosts." placeholder:"FILE"`
 	GuestKernel string        `default:"build/guests/vmlinuz" type:"existingfile" help:"Kernel of the guest." placeholder:"FILE"`
-	GuestInitrd string        `default:"build/guests/initramfs.cpio.gz" type:"existingfile" help:"Initial RAM disk of the guest, with the workload." placeholder:"FILE"`
+	GuestInitrd string        `default:"build/guests/initramfs" type:"existingfile" help:"Initial RAM disk of the guest, with the workload." placeholder:"FILE"`
 	Before      time.Duration `default:"15s" help:"Length of the traffic before the loss."`
 	After       time.Duration `default:"15s" help:"Length of the traffic after it."`
 	Report      string        `default:"build/demo/report.json" help:"Where the table is written as JSON." placeholder:"FILE"`

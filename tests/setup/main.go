@@ -1,5 +1,5 @@
-// Command setup installs what a fresh Debian machine lacks for `make demo` and `make test`, and says clearly what is missing
-// where it can't.
+// Command setup prepares a machine for `make demo` and `make test`: "setup packages" installs what a fresh Debian machine lacks and
+// says clearly what is missing where it can't; "setup guests" builds the test guests.
 package main
 
 import (
@@ -33,13 +33,27 @@ var needs = []need{
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx); err != nil {
+	what := ""
+	if len(os.Args) == 2 {
+		what = os.Args[1]
+	}
+	if err := run(ctx, what); err != nil {
 		fmt.Fprintf(os.Stderr, "setup: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, what string) error {
+	switch what {
+	case "packages":
+		return packages(ctx)
+	case "guests":
+		return guests(ctx)
+	}
+	return fmt.Errorf("%q: want packages or guests", what)
+}
+
+func packages(ctx context.Context) error {
 	if missing := lookUp(needs); len(missing) > 0 {
 		if err := install(ctx, missing); err != nil {
 			return err
