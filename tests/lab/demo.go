@@ -217,7 +217,7 @@ func (d *demo) protect(ctx context.Context) (err error) {
 		return err
 	}
 	args = append([]string{
-		"pollux", "run", "--kernel", inNode("vmlinuz"), "--initrd", inNode("initrd"), "--append", d.cfg.GuestAppend,
+		"pollux", "run", "--kernel", inNode("vmlinuz"), "--initrd", inNode("initrd"), "--append", d.guestCmdline(),
 		"--memory", "256M", "--cpus", "1", "--net", "bridge=" + ClientBridge + ",mac=" + GuestMAC().String(), "--protect", twin,
 	}, common...)
 	if d.host, err = d.start(ctx, HostA, append(args, d.cfg.RunArgs...)); err != nil {
@@ -280,6 +280,11 @@ func (d *demo) pause(ctx context.Context, wait time.Duration, running ...*proces
 		}
 	}
 	return nil
+}
+
+// guestCmdline is the guest kernel's command line: the workload's init takes the address from it.
+func (d *demo) guestCmdline() string {
+	return strings.TrimSpace(fmt.Sprintf("console=ttyS0 panic=-1 pollux.ip=%s %s", GuestAddr(), d.cfg.GuestAppend))
 }
 
 // guestAddress is where the guest's register server is.

@@ -13,6 +13,8 @@ const (
 	// hangAfter is how long an agent may be silent before its node counts as hanging. Emulated nodes share the CPUs of a
 	// busy machine: silence of seconds is normal there.
 	hangAfter = 30 * time.Second
+	// starvedPatience is how many times longer it may be silent when the machine is too busy to run it.
+	starvedPatience = 10
 	// settleTime lets a dying node finish: its last words may reach the console after its connections broke.
 	settleTime = 5 * time.Second
 )
@@ -153,7 +155,7 @@ func (l *Lab) watch(ctx context.Context, node string) *NodeDied {
 		if died := l.autopsy(node); died != nil {
 			return died
 		}
-		if ctx.Err() == nil && time.Since(lastBeat) > l.hangAfter {
+		if ctx.Err() == nil && l.hangs(state.Nodes[node].Process, time.Since(lastBeat)) {
 			return l.report(node, CauseHang, fmt.Sprintf("silent for %v: %v", time.Since(lastBeat).Round(time.Second), err))
 		}
 		select {
@@ -162,6 +164,15 @@ func (l *Lab) watch(ctx context.Context, node string) *NodeDied {
 		}
 	}
 	return nil
+}
+
+// hangs tells whether a node that has been silent for some time counts as hanging. One that is ready to run and doesn't get a
+// CPU of this machine is only slow, and is given much longer.
+func (l *Lab) hangs(p Process, silent time.Duration) bool {
+	if silent <= l.hangAfter {
+		return false
+	}
+	return silent > starvedPatience*l.hangAfter || !p.starved()
 }
 
 // followBeats reads a node's heartbeat until it stops.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -78,6 +80,47 @@ func (p Process) kill(timeout time.Duration) error {
 			return nil
 		}
 	}
+}
+
+// starved tells whether the process's threads spend most of the time waiting for a CPU, by watching them for a moment.
+func (p Process) starved() bool {
+	const moment = time.Second
+	before, err := p.waited()
+	if err != nil {
+		return false
+	}
+	time.Sleep(moment)
+	after, err := p.waited()
+	return err == nil && after-before > moment/2
+}
+
+// waited is how long the process's threads have been ready to run without running, all together: the second number of
+// /proc/PID/task/TID/schedstat, in nanoseconds.
+func (p Process) waited() (time.Duration, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.PID))
+	if err != nil {
+		return 0, fmt.Errorf("threads of process %d: %w", p.PID, err)
+	}
+	var sum time.Duration
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a thread that has ended meanwhile
+		}
+		if err != nil {
+			return 0, fmt.Errorf("scheduling of process %d: %w", p.PID, err)
+		}
+		fields := strings.Fields(string(b))
+		if len(fields) < 2 {
+			return 0, fmt.Errorf("scheduling of process %d: %s holds %q", p.PID, file, b)
+		}
+		ns, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("scheduling of process %d: %w", p.PID, err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum, nil
 }
 
 // parseStat reads start time and state from /proc/PID/stat. The command name in it is in parentheses and may hold anything.
