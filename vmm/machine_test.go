@@ -92,3 +92,26 @@ func copyMemory(dst, src *guestmem.Memory) {
 		copy(dst.Regions()[i].Bytes, r.Bytes)
 	}
 }
+
+// A whole pause — freeze, dirty pages, state, thaw — allocates nothing.
+func TestPauseDoesNotAllocate(t *testing.T) {
+	m, _ := newTestMachine(t, testConfig(t, 2))
+	program(t, m, progSpin, nil)
+	running(t, m)
+	if err := m.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	dirty := guestmem.NewBitmap(m.memory.Frames())
+	buffer := make([]byte, 0, 1<<20)
+	if n := testing.AllocsPerRun(50, func() {
+		freeze(t, m)
+		dirty.Clear()
+		collect(t, m, dirty)
+		if _, err := m.SaveState(buffer); err != nil {
+			t.Fatal(err)
+		}
+		thaw(t, m)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -270,11 +270,14 @@ func TestStateCallsDoNotAllocate(t *testing.T) {
 	if n := testing.AllocsPerRun(10, func() {
 		for _, err := range [...]error{
 			cpu.Regs(regs), cpu.Sregs(sregs), cpu.LAPIC(lapic), cpu.Events(events), cpu.MSRs(msrs), cpu.XSAVE(xsave),
-			vm.Clock(clock),
+			vm.Clock(clock), vm.SetIRQLine(4, true), vm.SetIRQLine(4, false),
 		} {
 			if err != nil {
 				t.Fatal(err)
 			}
+		}
+		if _, err := vm.SignalMSI(0xfee00000, 0x31); err != nil {
+			t.Fatal(err)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
