@@ -23,6 +23,11 @@ type Pair struct {
 	Listen, Dial string // exactly one of them, host:port
 	Interval     time.Duration
 
+	// Heartbeat is how often the hosts say that they are alive, and Misses after how many of them the other one counts as
+	// lost. Zero: the defaults.
+	Heartbeat time.Duration
+	Misses    int
+
 	// Arbiter lists the endpoints of the etcd that decides who may run. Without one a twin doesn't take over by itself,
 	// unless UnsafeTakeover lets it.
 	Arbiter                      []string
@@ -61,9 +66,12 @@ func live(ctx context.Context, o Options, p Pair, boots bool) (exit vmm.Exit, er
 	cfg := member.Config{
 		VM: o.Spec.Name, Node: p.Node, Create: boots, Boot: boots, Host: h,
 		Credentials: p.Credentials, Listen: p.Listen, Dial: p.Dial, UnsafeTakeover: p.UnsafeTakeover,
+		Heartbeat: p.Heartbeat, Misses: p.Misses,
 		Pace: primary.Pace{Interval: p.Interval}, Logger: o.Logger,
 		Notify: func(a role.Action) { notify(o.Logger, a) },
 	}
+	// Hosts that are slow to answer each other are slow to hear from the arbiter too.
+	cfg.ArbiterTimeout = max(member.DefaultArbiterTimeout, 2*p.Heartbeat*time.Duration(p.Misses))
 	if len(p.Arbiter) > 0 {
 		a, err := dialArbiter(ctx, p, o.Logger)
 		if err != nil {

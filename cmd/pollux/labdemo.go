@@ -31,7 +31,13 @@ func (c *labDemoCmd) Run(ctx context.Context, log *slog.Logger, parent *labCmd, 
 		return err
 	}
 	fmt.Fprintln(w, "lab:", why)
+	var pair []string
+	if backend == lab.Emulated {
+		// Two emulated hosts on two processors stand still for longer than real ones ever do.
+		pair = []string{"--heartbeat=100ms", "--misses=20"}
+	}
 	_, err = lab.Demo(ctx, lab.DemoConfig{
+		RunArgs: pair, StandbyArgs: pair,
 		Lab:         lab.Config{Dir: parent.Dir + "-demo", Backend: backend, Kernel: c.Kernel, Logger: log},
 		GuestKernel: c.GuestKernel, GuestInitrd: c.GuestInitrd, KernelName: filepath.Base(c.GuestKernel),
 		Before: c.Before, After: c.After, Report: c.Report, Out: w, Logger: log,

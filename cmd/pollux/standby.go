@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/node"
@@ -11,13 +12,15 @@ import (
 
 // pairFlags are what both hosts of a pair are told.
 type pairFlags struct {
-	Node           string   `help:"This host's name; default: its host name." group:"protection"`
-	Arbiter        []string `help:"Endpoints of the etcd that decides who may run (a witness, or a cluster)." placeholder:"URL" group:"protection"`
-	ArbiterUser    string   `help:"User for the arbiter; its password is taken from POLLUX_ARBITER_PASSWORD." group:"protection"`
-	UnsafeTakeover bool     `help:"Without an arbiter: take over all the same. Both hosts may end up running the machine. For labs." group:"protection"`
-	TLSCert        string   `name:"tls-cert" help:"This host's certificate." placeholder:"FILE" group:"protection"`
-	TLSKey         string   `name:"tls-key" help:"Its private key." placeholder:"FILE" group:"protection"`
-	TLSCA          string   `name:"tls-ca" help:"The certificate of the authority that signed both hosts' certificates." placeholder:"FILE" group:"protection"`
+	Node           string        `help:"This host's name; default: its host name." group:"protection"`
+	Arbiter        []string      `help:"Endpoints of the etcd that decides who may run (a witness, or a cluster)." placeholder:"URL" group:"protection"`
+	ArbiterUser    string        `help:"User for the arbiter; its password is taken from POLLUX_ARBITER_PASSWORD." group:"protection"`
+	Heartbeat      time.Duration `default:"20ms" help:"How often the hosts say that they are alive." group:"protection"`
+	Misses         int           `default:"5" help:"After how many missed heartbeats the other host counts as lost." group:"protection"`
+	UnsafeTakeover bool          `help:"Without an arbiter: take over all the same. Both hosts may end up running the machine. For labs." group:"protection"`
+	TLSCert        string        `name:"tls-cert" help:"This host's certificate." placeholder:"FILE" group:"protection"`
+	TLSKey         string        `name:"tls-key" help:"Its private key." placeholder:"FILE" group:"protection"`
+	TLSCA          string        `name:"tls-ca" help:"The certificate of the authority that signed both hosts' certificates." placeholder:"FILE" group:"protection"`
 }
 
 // pair completes the flags: files are read, and a host without a name takes its own.
@@ -25,6 +28,7 @@ func (f *pairFlags) pair() (node.Pair, error) {
 	p := node.Pair{
 		Node: f.Node, Arbiter: f.Arbiter, ArbiterUser: f.ArbiterUser,
 		ArbiterPassword: os.Getenv("POLLUX_ARBITER_PASSWORD"), UnsafeTakeover: f.UnsafeTakeover,
+		Heartbeat: f.Heartbeat, Misses: f.Misses,
 	}
 	if p.Node == "" {
 		name, err := os.Hostname()
