@@ -47,6 +47,9 @@ type clientLine struct {
 }
 
 const (
+	udpPrefix = "udp:"
+	// udpTimeout is short, or the longest gap would be about the client's patience and not about the guest.
+	udpTimeout       = 40 * time.Millisecond
 	clientStatsEvery = 200 * time.Millisecond
 	// clientPace leaves the emulated guest time for something else than answering.
 	clientPace = 2 * time.Millisecond
@@ -59,11 +62,20 @@ const (
 // ClientMain is the checking client of a lab, which runs in the client node: it works on the register server at address over one
 // TCP connection and one UDP flow and prints JSON lines, statistics as it goes and a report at the end. On standard input it
 // takes lines: "loss NANOSECONDS" (Unix time at which a host was lost, for the counts before and after) and "stop". It also
-// stops at the input's end, and when the TCP connection breaks.
+// stops at the input's end, and when the TCP connection breaks. An address that begins with "udp:" is that of a server that
+// has no TCP: the client then uses two UDP flows.
 //
 // It runs as a hidden subcommand of the pollux binary ("lab-client ADDRESS").
 func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer) error {
-	if err := waitForServer(ctx, address); err != nil {
+	load := history.LoadOptions{TCP: 1, UDP: 1, Pace: clientPace}
+	network := "tcp"
+	if rest, ok := strings.CutPrefix(address, udpPrefix); ok {
+		address, network = rest, "udp"
+		load.TCP, load.UDP = 0, 2
+		load.UDPTimeout = udpTimeout
+	}
+	load.Address = address
+	if err := waitForServer(ctx, network, address); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -73,7 +85,7 @@ func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer
 	go c.commands(in)
 	printed := make(chan error, 1)
 	go func() { printed <- c.print(ctx) }()
-	loadErr := history.Load(ctx, history.LoadOptions{Address: address, TCP: 1, UDP: 1, Pace: clientPace}, c.history)
+	loadErr := history.Load(ctx, load, c.history)
 	cancel()
 	if err := <-printed; err != nil {
 		return err
@@ -81,12 +93,12 @@ func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer
 	return c.report(loadErr)
 }
 
-// waitForServer waits until the server answers over TCP.
-func waitForServer(ctx context.Context, address string) error {
+// waitForServer waits until the server answers.
+func waitForServer(ctx context.Context, network, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, clientPatience)
 	defer cancel()
 	for {
-		err := tryServer(ctx, address)
+		err := tryServer(ctx, network, address)
 		if err == nil {
 			return nil
 		}
@@ -98,10 +110,10 @@ func waitForServer(ctx context.Context, address string) error {
 	}
 }
 
-func tryServer(ctx context.Context, address string) error {
+func tryServer(ctx context.Context, network, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	c, err := register.Dial(ctx, "tcp", address, register.ClientOptions{})
+	c, err := register.Dial(ctx, network, address, register.ClientOptions{})
 	if err != nil {
 		return err
 	}

@@ -165,7 +165,10 @@ func (d *demo) furnish(ctx context.Context) error {
 			inNode("ca.crt"): credentials[node].CA, inNode("node.crt"): credentials[node].Cert, inNode("node.key"): credentials[node].Key,
 		}
 		if node == HostA {
-			files[inNode("vmlinuz")], files[inNode("initrd")] = d.cfg.GuestKernel, d.cfg.GuestInitrd
+			files[inNode("kernel")] = d.cfg.GuestKernel
+			if !d.bare() {
+				files[inNode("initrd")] = d.cfg.GuestInitrd
+			}
 		}
 		g.Go(func() error {
 			for _, target := range sortedKeys(files) {
@@ -217,13 +220,16 @@ func (d *demo) protect(ctx context.Context) (err error) {
 		return err
 	}
 	args = append([]string{
-		"pollux", "run", "--kernel", inNode("vmlinuz"), "--initrd", inNode("initrd"), "--append", d.guestCmdline(),
-		"--memory", "256M", "--cpus", "1", "--net", "bridge=" + ClientBridge + ",mac=" + GuestMAC().String(), "--protect", twin,
+		"pollux", "run", "--kernel", inNode("kernel"), "--append", d.guestCmdline(), "--memory", "256M", "--cpus", "1",
+		"--net", "bridge=" + ClientBridge + ",mac=" + GuestMAC().String(), "--protect", twin,
 	}, common...)
+	if !d.bare() {
+		args = append(args, "--initrd", inNode("initrd"))
+	}
 	if d.host, err = d.start(ctx, HostA, append(args, d.cfg.RunArgs...)); err != nil {
 		return err
 	}
-	d.say("A Linux guest (%s) boots on host-a, with host-b as its twin.", d.cfg.KernelName)
+	d.say("A guest (%s) boots on host-a, with host-b as its twin.", d.cfg.KernelName)
 	return d.waitProtected(ctx)
 }
 
@@ -255,7 +261,7 @@ func (d *demo) waitProtected(ctx context.Context) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("demo: the guest is not protected after %v (host-a is %q; %w)", demoPatience, phase, err)
+			return fmt.Errorf("demo: the guest is not protected after %v (host-a is %q)", demoPatience, phase)
 		}
 		if err := d.pause(ctx, 250*time.Millisecond, d.witness, d.twin, d.host); err != nil {
 			return err
@@ -284,8 +290,14 @@ func (d *demo) pause(ctx context.Context, wait time.Duration, running ...*proces
 
 // guestCmdline is the guest kernel's command line: the workload's init takes the address from it.
 func (d *demo) guestCmdline() string {
+	if d.bare() {
+		return strings.TrimSpace(fmt.Sprintf("mode=serve+dirty ip=%s port=%d %s", GuestAddr(), guestPort, d.cfg.GuestAppend))
+	}
 	return strings.TrimSpace(fmt.Sprintf("console=ttyS0 panic=-1 pollux.ip=%s %s", GuestAddr(), d.cfg.GuestAppend))
 }
+
+// bare tells whether the guest is the bare one and not a Linux.
+func (d *demo) bare() bool { return d.cfg.GuestInitrd == "" }
 
 // guestAddress is where the guest's register server is.
 func guestAddress() string {
@@ -294,10 +306,14 @@ func guestAddress() string {
 
 // traffic starts the client and shows the time before the loss.
 func (d *demo) traffic(ctx context.Context) (err error) {
-	if d.client, err = d.lab.StartClient(ctx, guestAddress()); err != nil {
+	address, flows := guestAddress(), "one TCP connection, one UDP flow"
+	if d.bare() {
+		address, flows = udpPrefix+address, "two UDP flows"
+	}
+	if d.client, err = d.lab.StartClient(ctx, address); err != nil {
 		return err
 	}
-	d.say("The client connects to the guest: one TCP connection, one UDP flow, at %s.", guestAddress())
+	d.say("The client talks to the guest at %s: %s.", guestAddress(), flows)
 	for deadline := time.Now().Add(demoPatience); d.client.Stats().Answers == 0; {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("demo: the guest gave no answer within %v", demoPatience)
@@ -346,7 +362,7 @@ func (d *demo) lose(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	lost := time.Now()
-	d.say("⚡ POWER LOSS: host-a is gone, in the middle of traffic (%d answers so far).", d.client.Stats().Answers)
+	d.say("POWER LOSS: host-a is gone, in the middle of traffic (%d answers so far).", d.client.Stats().Answers)
 	if err := d.client.Lost(lost); err != nil {
 		return lost, fmt.Errorf("demo: tell the client: %w", err)
 	}
@@ -358,7 +374,7 @@ func (d *demo) lose(ctx context.Context) (time.Time, error) {
 			return lost, nil
 		}
 		if time.Since(lost) > takeoverPatience {
-			return lost, fmt.Errorf("demo: no takeover within %v: host-b is %q (%w)", takeoverPatience, s.Pair.Phase, err)
+			return lost, fmt.Errorf("demo: no takeover within %v: host-b is %q", takeoverPatience, s.Pair.Phase)
 		}
 		if err := d.pause(ctx, takeoverPoll, d.witness, d.twin); err != nil {
 			return lost, err
