@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	faults = flag.Int("faults", 40, "number of faults in TestRandomFaults")
+	faults = flag.Int("faults", 12, "number of faults in TestRandomFaults")
 	seed   = flag.Uint64("seed", 0, "of TestRandomFaults; 0: from the clock")
 )
 
