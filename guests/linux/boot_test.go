@@ -47,8 +47,8 @@ func start(t *testing.T, kernel linux.Kernel, initrd string) *machine {
 		"-kernel", kernel.Image, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 pollux.ip=10.0.2.15/24 pollux.gw=10.0.2.2",
 		"-serial", "stdio", "-qmp", "unix:"+m.qmp+",server=on,wait=off",
-		// Nothing but the forwarded port gets in or out.
-		"-netdev", fmt.Sprintf("user,id=n,restrict=on,hostfwd=tcp:%s-:7777,hostfwd=udp:%s-:7777", m.address, m.address),
+		// A network inside of QEMU: the guest answers what comes by the forwarded port and begins nothing.
+		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:%s-:7777,hostfwd=udp:%s-:7777", m.address, m.address),
 		"-device", "virtio-net-pci,netdev=n",
 		"-drive", "if=none,id=d,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d",
 		"-device", "virtio-rng-pci",
@@ -74,7 +74,8 @@ func start(t *testing.T, kernel linux.Kernel, initrd string) *machine {
 func (m *machine) read(out io.Reader) {
 	s := bufio.NewScanner(out)
 	for s.Scan() {
-		m.lines <- strings.TrimRight(s.Text(), "\r")
+		// An answer may come behind the prompt that was printed before its command was typed.
+		m.lines <- strings.TrimPrefix(strings.TrimRight(s.Text(), "\r"), "pollux# ")
 	}
 	close(m.lines)
 	err := m.cmd.Wait()

@@ -30,6 +30,11 @@ type manifest struct {
 // signature, and unpacked below cache without being installed; the next time it is taken from there, without a network.
 // Remove the directory to get a newer one.
 func Debian(ctx context.Context, cache string) (Kernel, error) {
+	// The programs below run in directories of their own.
+	cache, err := filepath.Abs(cache)
+	if err != nil {
+		return Kernel{}, fmt.Errorf("find the kernel cache: %w", err)
+	}
 	if k, err := cachedDebian(cache); err == nil {
 		return k, nil
 	}

@@ -144,11 +144,12 @@ func awaitEcho(conn *net.IPConn, n byte, deadline time.Time) error {
 	}
 	var b [1500]byte
 	for {
-		size, err := conn.Read(b[:])
+		// Unlike Read, ReadFromIP leaves out the IP header.
+		size, _, err := conn.ReadFromIP(b[:])
 		if err != nil {
 			return err
 		}
-		// Go strips the IP header; what else comes over ICMP is not for us.
+		// All that comes over ICMP is seen here, also what is for others.
 		if size >= 8 && b[0] == 0 && b[4] == 'P' && b[5] == 'X' && b[7] == n {
 			return nil
 		}
