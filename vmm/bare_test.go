@@ -101,8 +101,9 @@ func (g *busyGuest) build() {
 // start runs the machine with the dirty log on.
 func (g *busyGuest) start() {
 	g.t.Helper()
-	if err := g.machine.StartDirtyLog(); err != nil {
-		g.t.Fatal(err)
+	g.must(g.machine.StartDirtyLog())
+	for i, r := range g.machine.Memory().Regions() {
+		copy(g.twin.Regions()[i].Bytes, r.Bytes)
 	}
 	exit := make(chan vmm.Exit, 1)
 	machine := g.machine

@@ -21,9 +21,6 @@ func TestDirtyLogIsExact(t *testing.T) {
 	got := guestmem.NewBitmap(m.memory.Frames())
 	freeze(t, m)
 	collect(t, m, got)
-	if n := uint64(got.Count()); n != m.memory.Size()>>guestmem.PageShift {
-		t.Fatalf("the first round has %d pages, want all %d", n, m.memory.Size()>>guestmem.PageShift)
-	}
 	ports.take() // what was written before
 	total := 0
 	unreported := map[uint32]bool{}
@@ -82,6 +79,7 @@ func TestRunningCollectionLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer twin.Close()
+	copyMemory(twin, m.memory)
 	for round := 0; round < 50 || counter(t, m, guestData+8) == 0; round++ {
 		dirty.Clear()
 		collect(t, m, dirty)
@@ -122,10 +120,9 @@ func TestDirtyLogAboveTheHole(t *testing.T) {
 	}
 	dirty := guestmem.NewBitmap(m.memory.Frames())
 	collect(t, m, dirty)
-	if dirty.Has(guestmem.HoleStart >> guestmem.PageShift) {
-		t.Error("the hole is dirty")
+	if n := dirty.Count(); n != 0 {
+		t.Errorf("%d pages are dirty before the guest runs", n)
 	}
-	dirty.Clear()
 	running(t, m)
 	eventually(t, "guest counts", func() bool { return counter(t, m, high+8) > 0 })
 	freeze(t, m)
