@@ -37,13 +37,16 @@ func (m *Machine) goal() goal {
 // want returns the record that the present phase swaps for.
 func (m *Machine) want() Record {
 	switch m.phase {
+	case PhaseBooting:
+		m.generation = m.rec.Generation + 1 // to know it again: see booted
+		return m.rec.succeed(m.cfg.Self)
 	case PhasePairing, PhaseReverting:
 		return m.rec.next(m.other)
 	case PhaseUnpairing:
 		return m.rec.next(Member{})
 	case PhaseHanding:
 		return m.rec.succeed(m.other)
-	default: // PhaseBooting, PhaseClaiming
+	default: // PhaseClaiming
 		return m.rec.succeed(m.cfg.Self)
 	}
 }

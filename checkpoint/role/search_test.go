@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -18,7 +19,7 @@ type budget [moveKinds]uint8
 
 // free are the moves that may happen at any time: without them nothing would
 // come to an end.
-var free = [...]moveKind{moveDeliver, moveExecute, moveAnswer, moveHear, moveTick}
+var free = [moveKinds]bool{moveDeliver: true, moveExecute: true, moveAnswer: true, moveHear: true, moveTick: true}
 
 // search is an exhaustive search of a small configuration: every order of
 // every choice within a budget, from one starting point.
@@ -38,50 +39,68 @@ type search struct {
 // TestSearch visits every state of small configurations, checks the invariants
 // in each, and tries from a part of them whether the pair heals.
 func TestSearch(t *testing.T) {
-	wider := uint8(*flagDepth)
-	scenarios := []struct {
-		name  string
-		begin func(*rig)
-		left  budget
-	}{
-		{"a protected pair, a lost link", beginProtected, budget{
+	begin := time.Now()
+	var total atomic.Int64
+	t.Cleanup(func() {
+		t.Logf("%d states in %v", total.Load(), time.Since(begin).Round(time.Millisecond))
+	})
+	for _, sc := range scenarios(uint8(*flagDepth)) {
+		if raceFactor > 1 && sc.large {
+			continue // nothing in here is concurrent
+		}
+		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSearch(guardNone, sc.left)
+			sc.begin(s.rig)
+			start := s.world
+			if s.visit(); s.violation != "" {
+				t.Fatal(s.retrace(&start))
+			}
+			t.Logf("%d states, %d steps, healed from %d", len(s.seen), s.edges, s.healed)
+			if s.limited {
+				t.Errorf("stopped at %d states", s.limit)
+			}
+			total.Add(int64(len(s.seen)))
+		})
+	}
+}
+
+// scenario is a starting point and what may happen from there.
+type scenario struct {
+	name  string
+	large bool
+	begin func(*rig)
+	left  budget
+}
+
+func scenarios(wider uint8) []scenario {
+	return []scenario{
+		{"a protected pair, a lost link", false, beginProtected, budget{
 			movePeerLost: 2, moveWork: 1, moveCapture: 1, moveGiveUp: 1 + wider, moveLoseAsk: wider,
 		}},
-		{"a protected pair, a crash and a restart", beginProtected, budget{
+		{"a protected pair, a crash and a restart", true, beginProtected, budget{
 			movePeerLost: 1, moveWork: 1, moveCapture: 1, moveCrash: 1, moveRestart: 1, moveConnect: 1,
 			moveGiveUp: wider,
 		}},
-		{"a protected pair, both hosts lost", beginProtected, budget{
+		{"a protected pair, both hosts lost", false, beginProtected, budget{
 			moveCrash: 2, moveRestart: 2, moveConnect: 1, movePeerLost: wider,
 		}},
-		{"a pair that is being formed", beginSynced, budget{
+		{"a pair that is being formed", true, beginSynced, budget{
 			moveSyncReady: 1, moveCapture: 1, moveWork: 1, movePeerLost: 2, moveGiveUp: 1, moveLoseAsk: wider,
 		}},
-		{"a switchover", beginProtected, budget{
+		{"a pair that is being formed, and a fault", true, beginSynced, budget{
+			moveSyncReady: 1, moveCapture: 1, moveGiveUp: 2, moveFault: 1, moveRepair: 1, movePeerLost: wider,
+		}},
+		{"a switchover", true, beginProtected, budget{
 			moveSwitchover: 1, moveWork: 1, moveCapture: 2, movePeerLost: 1 + wider, moveGiveUp: 1,
 		}},
-		{"a primary that sleeps", beginProtected, budget{
+		{"a primary that sleeps", false, beginProtected, budget{
 			moveSleep: 1, moveWake: 1, moveWork: 1, moveCapture: 1, movePeerLost: 1 + wider, moveGiveUp: wider,
 		}},
-		{"a copy that fails and is repaired", beginProtected, budget{
+		{"a copy that fails and is repaired", true, beginProtected, budget{
 			moveFault: 1, moveRepair: 1, movePeerLost: 1 + wider, moveWork: 1, moveCapture: 1, moveGiveUp: wider,
 		}},
 	}
-	begin, total := time.Now(), 0
-	for _, sc := range scenarios {
-		s := newSearch(guardNone, sc.left)
-		sc.begin(s.rig)
-		start := s.world
-		if s.visit(); s.violation != "" {
-			t.Fatal(s.retrace(&start))
-		}
-		t.Logf("%s: %d states, %d steps, healed from %d", sc.name, len(s.seen), s.edges, s.healed)
-		if s.limited {
-			t.Errorf("%s: stopped at %d states", sc.name, s.limit)
-		}
-		total += len(s.seen)
-	}
-	t.Logf("%d states in %v", total, time.Since(begin).Round(time.Millisecond))
 }
 
 func newSearch(off guard, left budget) *search {
@@ -119,9 +138,6 @@ func (s *search) visit() {
 	}
 	here, left := s.world, s.left
 	for mv := range s.moves() {
-		if s.left[mv.kind] == 0 && !isFree(mv.kind) {
-			continue
-		}
 		if mv.kind == moveTick && s.idle(int(mv.node)) {
 			continue
 		}
@@ -129,7 +145,7 @@ func (s *search) visit() {
 			continue
 		}
 		s.edges++
-		if !isFree(mv.kind) {
+		if !free[mv.kind] {
 			s.left[mv.kind]--
 		}
 		s.path = append(s.path, mv)
@@ -150,25 +166,19 @@ func (s *search) idle(i int) bool {
 	return st.retry == 0 && st.syncIn == 0
 }
 
-func isFree(k moveKind) bool {
-	for _, f := range free {
-		if k == f {
-			return true
-		}
-	}
-	return false
-}
-
-// moves yields whatever might be possible now.
+// moves yields whatever might be possible now and within the budget.
 func (s *search) moves() func(yield func(move) bool) {
 	return func(yield func(move) bool) {
 		for k := range moveKinds {
+			if !free[k] && s.left[k] == 0 {
+				continue
+			}
 			args, nodes := uint8(1), uint8(2)
 			switch {
 			case k <= moveLose:
-				args = maxMessages
+				args = max(s.nnet[0], s.nnet[1])
 			case k >= moveExecute && k <= moveLoseAsk:
-				args, nodes = maxRequests, 1
+				args, nodes = s.nasks, 1
 			case k == moveConnect:
 				nodes = 1
 			}

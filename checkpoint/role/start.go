@@ -17,7 +17,7 @@ func (m *Machine) onStart(create, boot bool) {
 func (m *Machine) evaluate() {
 	before := m.phase
 	switch {
-	case m.phase == PhaseBooting && m.need(guardBooted, m.rec.Active == m.cfg.Self):
+	case m.phase == PhaseBooting && m.need(guardBooted, m.booted()):
 		m.bootUp()
 	case m.force != forceNone && m.phase == PhaseBooting:
 		// An operator wants it from any record.
@@ -46,8 +46,13 @@ func (m *Machine) toBoot(allowed bool) {
 	}
 }
 
-// bootUp boots the guest from disks: the record names this very run, and this
-// node asked for that.
+// booted reports whether the record is the one that this node asked for to
+// boot the guest. A record that merely names it may be from before a fault.
+func (m *Machine) booted() bool {
+	return m.rec.Active == m.cfg.Self && m.rec.Standby.IsZero() && m.rec.Generation == m.generation
+}
+
+// bootUp boots the guest from disks.
 func (m *Machine) bootUp() {
 	m.generation = m.rec.Generation
 	m.captured, m.acked, m.released, m.complete = 0, 0, 0, 0
