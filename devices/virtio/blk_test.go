@@ -391,7 +391,8 @@ func TestBlkManyRequests(t *testing.T) {
 func TestBlkFreezeDoesNotWaitForTheDisk(t *testing.T) {
 	r := startBlk(t, newDisk(), allFeatures)
 	release := r.disk.stall()
-	q := r.submit(t, blkIn, 0, nil, 512)
+	const size = 8 * guestmem.PageSize
+	q := r.submit(t, blkIn, 0, nil, size)
 	r.Await("the disk's work", func() bool { return r.disk.waiting() == 1 })
 	r.blk.Freeze()
 	release()
@@ -408,8 +409,10 @@ func TestBlkFreezeDoesNotWaitForTheDisk(t *testing.T) {
 		t.Errorf("status %d", s)
 	}
 	r.Memory.CollectDirty(dirty)
-	if !dirty.Has(q.data>>guestmem.PageShift) || !dirty.Has(q.status>>guestmem.PageShift) {
-		t.Error("data and status are not marked dirty")
+	for at := q.data; at <= q.status; at += guestmem.PageSize {
+		if !dirty.Has(at >> guestmem.PageShift) {
+			t.Errorf("the page at %#x is not marked dirty; the data is at %#x, the status at %#x", at, q.data, q.status)
+		}
 	}
 	if calls := r.disk.calls(); len(calls) != 1 {
 		t.Errorf("the disk saw %q: executed again without need", calls)
@@ -518,6 +521,37 @@ func blkConformance(t testing.TB) *devicestest.Rig {
 }
 
 func TestBlkConformance(t *testing.T) { devicestest.Run(t, blkConformance) }
+
+// Bytes that cannot be the state of a disk with one request in flight.
+func TestBlkRefusesState(t *testing.T) {
+	r := startBlk(t, newDisk(), allFeatures)
+	release := r.disk.stall()
+	defer release()
+	r.submit(t, blkIn, 0, nil, 512)
+	r.Await("the disk's work", func() bool { return r.disk.waiting() == 1 })
+	r.blk.Freeze()
+	saved := saveBytes(r.blk)
+	end := len(saved) // the number of requests, and the head of each, two bytes each
+	for what, edit := range map[string]func(b []byte) []byte{
+		"more requests than taken":        func(b []byte) []byte { b[end-4] = 2; return append(b, 0, 0) },
+		"fewer requests than taken":       func(b []byte) []byte { b[end-4] = 0; return b[:end-2] },
+		"more requests than there can be": func(b []byte) []byte { b[end-3] = 1; return append(b, make([]byte, 512)...) },
+		"a head beyond the queue":         func(b []byte) []byte { b[end-2] = 128; return b },
+		"another capacity":                func(b []byte) []byte { b[end-4-20-8]++; return b },
+		"another ID":                      func(b []byte) []byte { b[end-5] ^= 1; return b },
+	} {
+		b := edit(slices.Clone(saved))
+		const head = 1 + len("blk0") + 2
+		binary.LittleEndian.PutUint32(b[head:], uint32(len(b)-head-4))
+		twin := newBlk(t, newDisk())
+		if err := loadBytes(twin.blk, b); err == nil {
+			t.Errorf("%s: taken", what)
+		}
+		if err := twin.blk.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")

@@ -10,7 +10,8 @@ import (
 
 var (
 	errRxSmall   = errors.New("receive buffers are too small")
-	errRxFrame   = errors.New("frame from the backend needs an offload that the guest has not negotiated, or cannot be")
+	errRxShort   = errors.New("frame from the backend has no whole Ethernet header")
+	errRxOffload = errors.New("frame from the backend needs an offload that the guest has not negotiated")
 	errRxStarved = errors.New("no receive buffer") // internal: the frame waits
 )
 
@@ -60,8 +61,8 @@ func (n *Net) tryDeliver(frame []byte) (done bool) {
 	if !n.running(rxQueue) {
 		return true // nobody listens
 	}
-	if !n.checkRx(frame) {
-		n.fault(errRxFrame)
+	if err := n.checkRx(frame); err != nil {
+		n.fault(fmt.Errorf("receive: %w", err))
 		return true
 	}
 	q := n.queues[rxQueue].Queue
@@ -129,14 +130,17 @@ func (n *Net) fillBuffers(q *queue.Queue, frame []byte) (err error) {
 
 // checkRx checks a frame from the backend against what the guest can take (§5.1.6.4.1), and makes it say that it lies in one
 // buffer.
-func (n *Net) checkRx(frame []byte) bool {
+func (n *Net) checkRx(frame []byte) error {
 	if len(frame) < NetHeaderSize+ethernetHeaderSize {
-		return false
+		return errRxShort
 	}
 	features := n.regs.driverFeatures
 	flags, kind := frame[hdrFlags], frame[hdrGSOType]
 	if flags&hdrNeedsCsum != 0 && features&netGuestCsum == 0 {
-		return false
+		return errRxOffload
+	}
+	if kind != gsoNone && !gsoAllowed(kind, features, netGuestTSO4, netGuestTSO6, netGuestECN) {
+		return errRxOffload
 	}
 	if features&netGuestCsum == 0 {
 		frame[hdrFlags] = 0
@@ -144,5 +148,5 @@ func (n *Net) checkRx(frame []byte) bool {
 		frame[hdrFlags] &= hdrNeedsCsum | hdrDataValid
 	}
 	binary.LittleEndian.PutUint16(frame[hdrNumBuffers:], 1)
-	return kind == gsoNone || gsoAllowed(kind, features, netGuestTSO4, netGuestTSO6, netGuestECN)
+	return nil
 }

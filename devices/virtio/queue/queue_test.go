@@ -278,30 +278,44 @@ func TestNextDoesNotTake(t *testing.T) {
 }
 
 func TestWritesAreMarkedDirty(t *testing.T) {
-	q, m := newQueue(t, Features{EventIdx: true})
+	m := newMemory(t)
+	q := New(m, 256)
+	cfg := testConfig()
+	cfg.Device = usedAt + guestmem.PageSize - ringOffset // the index at the end of a page, the elements in the next one
+	if err := q.Enable(cfg, Features{EventIdx: true}); err != nil {
+		t.Fatal(err)
+	}
 	putDescriptor(m, descAt, 0, descriptor{dataAt + 4090, 16, descWrite, 0})
 	offer(m, 0, 0)
-	m.CollectDirty(nil)
 	var c Chain
 	if ok, err := q.Next(&c); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	if n := q.WriteAt(&c, make([]byte, 100), 4); n != 12 {
-		t.Errorf("wrote %d bytes, want the 12 that fit", n)
-	}
 	q.Take()
-	q.Put(0, 16)
-	q.Publish()
-	q.StartNotify()
-	dirty := guestmem.NewBitmap(m.Frames())
-	m.CollectDirty(dirty)
-	for _, gfn := range []uint64{dataAt >> 12, dataAt>>12 + 1, usedAt >> 12} {
-		if !dirty.Has(gfn) {
-			t.Errorf("frame %#x is not marked", gfn)
+	const index, elements = usedAt >> guestmem.PageShift, usedAt>>guestmem.PageShift + 1
+	for _, step := range []struct {
+		name string
+		do   func()
+		want []uint64
+	}{
+		{"write over a page's end", func() { q.WriteAt(&c, make([]byte, 100), 4) }, []uint64{dataAt >> 12, dataAt>>12 + 1}},
+		{"put", func() { q.Put(0, 16) }, []uint64{elements}},
+		{"publish", func() { q.Publish() }, []uint64{index}},
+		{"ask for notification", func() { q.StartNotify() }, []uint64{elements}},
+		{"with nothing to publish", func() { q.Publish() }, nil},
+	} {
+		m.CollectDirty(nil)
+		step.do()
+		dirty := guestmem.NewBitmap(m.Frames())
+		m.CollectDirty(dirty)
+		for _, gfn := range step.want {
+			if !dirty.Has(gfn) {
+				t.Errorf("%s: frame %#x is not marked", step.name, gfn)
+			}
 		}
-	}
-	if dirty.Count() != 3 {
-		t.Errorf("%d frames are marked, want 3", dirty.Count())
+		if dirty.Count() != len(step.want) {
+			t.Errorf("%s: %d frames are marked, want %d", step.name, dirty.Count(), len(step.want))
+		}
 	}
 }
 
@@ -348,7 +362,7 @@ func TestAgainstReference(t *testing.T) {
 		var avail, used uint16
 		for range rapid.IntRange(1, 40).Draw(rt, "batches") {
 			refs := drawChains(rt, m, &avail)
-			event := used + rapid.Uint16Range(0, 4).Draw(rt, "used_event")
+			event := used + rapid.Uint16Range(0, 6).Draw(rt, "used_event") - 2
 			put16(m, availAt+ringOffset+2*testSize, event)
 			noInterrupt := rapid.Bool().Draw(rt, "no interrupt")
 			put16(m, availAt, map[bool]uint16{true: availNoInterrupt}[noInterrupt])
