@@ -169,6 +169,18 @@ func (m *Machine) createVCPUs(cfg Config) error {
 		indexes = v.state.indexes() // what the first vCPU found to be settable holds for all
 	}
 	m.gate.init(m.vcpus)
+	return m.synchronizeTSCs()
+}
+
+// synchronizeTSCs gives all vCPUs the same TSC, without which guests distrust it and the clock that is built on it. KVM
+// does so by itself only among vCPUs that were created with the frequency that they keep. Writing 0 does not set the TSC
+// to 0, but joins the vCPU to the others (kvm_synchronize_tsc).
+func (m *Machine) synchronizeTSCs() error {
+	for _, v := range m.vcpus {
+		if err := v.cpu.SetMSRs(kvm.NewMSRs([]uint32{msrTSC})); err != nil {
+			return fmt.Errorf("synchronize TSCs: %w", err)
+		}
+	}
 	return nil
 }
 
