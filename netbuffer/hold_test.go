@@ -67,9 +67,10 @@ func numbered(n uint64, size int) []byte {
 	return b
 }
 
-func sequence(from, to uint64) []uint64 {
+// upTo is 0 to n-1.
+func upTo(end uint64) []uint64 {
 	var s []uint64
-	for n := from; n < to; n++ {
+	for n := range end {
 		s = append(s, n)
 	}
 	return s
@@ -149,29 +150,29 @@ func TestEpochs(t *testing.T) {
 	expect(t, w, nil)
 	must(t, b.Release(1))
 	b.settles(t)
-	expect(t, w, sequence(0, 3))
+	expect(t, w, upTo(3))
 	must(t, b.Release(3))
 	must(t, b.Release(3)) // again
 	must(t, b.Release(2)) // late
 	b.settles(t)
-	expect(t, w, sequence(0, 5))
+	expect(t, w, upTo(5))
 	if s := b.Snapshot(); s.HeldFrames != 2 || s.ReleasedFrames != 5 || s.SentFrames != 7 || s.OldestHeld <= 0 || s.Mode != Holding {
 		t.Errorf("stats %+v", s)
 	}
 	must(t, b.Passthrough())
 	b.settles(t)
-	expect(t, w, sequence(0, 7))
+	expect(t, w, upTo(7))
 	sendAll(t, b, 7, 9)
 	b.settles(t)
-	expect(t, w, sequence(0, 9))
+	expect(t, w, upTo(9))
 	must(t, b.Hold())
 	sendAll(t, b, 9, 11)
 	b.settles(t)
-	expect(t, w, sequence(0, 9))
+	expect(t, w, upTo(9))
 	must(t, b.CloseEpoch(1)) // numbers may start anew
 	must(t, b.Release(1))
 	b.settles(t)
-	expect(t, w, sequence(0, 11))
+	expect(t, w, upTo(11))
 }
 
 func TestEpochErrors(t *testing.T) {
@@ -234,15 +235,15 @@ func TestNothingLeavesAfterHoldAndFence(t *testing.T) {
 			stopped := make(chan error)
 			go func() { stopped <- stop(b) }()
 			select {
-			case <-stopped:
-				t.Fatal("it returned although a frame was on its way")
+			case err := <-stopped:
+				t.Fatalf("it returned (%v) although a frame was on its way", err)
 			case <-time.After(20 * time.Millisecond):
 			}
 			close(w.gate)
 			must(t, <-stopped)
-			expect(t, w, sequence(0, 1))
+			expect(t, w, upTo(1))
 			time.Sleep(5 * time.Millisecond)
-			expect(t, w, sequence(0, 1))
+			expect(t, w, upTo(1))
 		})
 	}
 }
@@ -291,7 +292,7 @@ func TestCloseWritesWhatMayLeave(t *testing.T) {
 	must(t, b.Release(1))
 	must(t, b.Close())
 	must(t, b.Close())
-	expect(t, w, sequence(0, 50))
+	expect(t, w, upTo(50))
 	if b.Send([][]byte{numbered(1, 60)}) {
 		t.Error("a closed buffer takes frames")
 	}
@@ -407,12 +408,12 @@ func TestAnySequenceOfOperations(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		defer b.Close() //nolint:errcheck // checked elsewhere
+		defer b.Close()
 		m := model{ends: map[uint64]uint64{}}
 		rt.Repeat(map[string]func(*rapid.T){
 			"": func(rt *rapid.T) {
 				got := w.got()
-				if uint64(len(got)) > m.allowed || w.bad > 0 || !slices.Equal(got, sequence(0, uint64(len(got)))) {
+				if uint64(len(got)) > m.allowed || w.bad > 0 || !slices.Equal(got, upTo(uint64(len(got)))) {
 					rt.Fatalf("on the wire: %v (%d altered), allowed: %d", got, w.bad, m.allowed)
 				}
 			},

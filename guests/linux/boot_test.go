@@ -62,10 +62,9 @@ func start(t *testing.T, kernel linux.Kernel, initrd string) *machine {
 	must(t, m.cmd.Start())
 	go m.read(out)
 	t.Cleanup(func() {
-		if m.cmd.ProcessState == nil {
-			m.cmd.Process.Kill() //nolint:errcheck // it may have ended by itself
+		m.cmd.Process.Kill() //nolint:errcheck // it may have ended by itself
+		for range m.ended {
 		}
-		<-m.ended
 	})
 	return m
 }
@@ -121,7 +120,7 @@ func (m *machine) pressPowerButton() {
 	m.t.Helper()
 	c, err := net.Dial("unix", m.qmp)
 	must(m.t, err)
-	defer c.Close() //nolint:errcheck // the machine ends anyway
+	defer c.Close()
 	_, err = io.WriteString(c, `{"execute":"qmp_capabilities"}{"execute":"system_powerdown"}`)
 	must(m.t, err)
 	s := bufio.NewScanner(c)

@@ -42,19 +42,19 @@ func elfModule(depends string) []byte {
 	le(b, 58, 64, 2)                              // size of a section header
 	le(b, 60, 3, 2)                               // section headers
 	le(b, 62, 2, 2)                               // the one with the names
-	b = append(append(b, info...), names...)
+	all := slices.Concat(b, []byte(info), []byte(names))
 	section := func(name, kind, offset, size int) {
 		h := make([]byte, 64)
 		le(h, 0, uint64(name), 4)
 		le(h, 4, uint64(kind), 4)
 		le(h, 24, uint64(offset), 8)
 		le(h, 32, uint64(size), 8)
-		b = append(b, h...)
+		all = append(all, h...)
 	}
 	section(0, 0, 0, 0)
 	section(1, 1, 64, len(info))
 	section(10, 3, 64+len(info), len(names))
-	return b
+	return all
 }
 
 // moduleTree makes a directory of modules in all the packings: ring needs core, net needs ring and core.
@@ -128,7 +128,7 @@ func testOptions(t *testing.T) Options {
 	dir := t.TempDir()
 	binary, tool := filepath.Join(dir, "init"), filepath.Join(dir, "tool")
 	must(t, os.WriteFile(binary, []byte("the init program"), 0o600))
-	must(t, os.WriteFile(tool, []byte("a tool"), 0o755)) //nolint:gosec // its permissions are what is tested
+	must(t, os.WriteFile(tool, []byte("a tool"), 0o755))
 	return Options{
 		Modules: moduleTree(t), ModuleNames: []string{"my_net", "disk"}, InitBinary: binary,
 		ExtraFiles: map[string]string{"/bin/sub/tool": tool}, Out: filepath.Join(dir, "new", "initramfs"),
@@ -214,7 +214,7 @@ func TestInitramfsErrors(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), o.Out) {
 				t.Errorf("error is %v", err)
 			}
-			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(o.Out), ".new-*")); len(left) > 0 { //nolint:errcheck // the pattern is good
+			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(o.Out), ".new-*")); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})

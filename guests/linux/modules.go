@@ -78,7 +78,7 @@ func (s moduleSet) closure(ctx context.Context, names []string) ([]module, error
 // loader reads modules depth first.
 type loader struct {
 	set   moduleSet
-	ctx   context.Context //nolint:containedctx // lives for one call of closure
+	ctx   context.Context // of the one call of closure that this lives for
 	done  map[string]*module
 	order []module
 }

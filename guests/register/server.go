@@ -103,7 +103,7 @@ func (s *Server) Close() error {
 	s.connsMu.Lock()
 	s.closed = true
 	for c := range s.conns {
-		c.Close() //nolint:errcheck // the peer's side of a connection that ends anyway
+		c.Close()
 	}
 	s.connsMu.Unlock()
 	err := errors.Join(s.tcp.Close(), s.udp.Close())
@@ -157,7 +157,7 @@ func (s *Server) acceptTCP() {
 			continue
 		}
 		if !s.adopt(c) {
-			c.Close() //nolint:errcheck // refused
+			c.Close()
 			continue
 		}
 		go s.serveTCP(c)
@@ -182,7 +182,7 @@ func (s *Server) serveTCP(c *net.TCPConn) {
 		s.connsMu.Lock()
 		delete(s.conns, c)
 		s.connsMu.Unlock()
-		c.Close() //nolint:errcheck // nothing is buffered in it that matters
+		c.Close()
 	}()
 	if err := s.exchange(c); err != nil && !errors.Is(err, net.ErrClosed) {
 		s.log.Info("register connection ended", "peer", c.RemoteAddr().String(), "error", err)

@@ -35,7 +35,7 @@ func dial(t *testing.T, network string, address string, options ClientOptions) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() }) //nolint:errcheck // a test's client
+	t.Cleanup(func() { c.Close() })
 	return c
 }
 
@@ -84,7 +84,7 @@ func TestPipelinedRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a test's connection
+	defer conn.Close()
 	const n = 500
 	var all []byte
 	for i := range n {
@@ -108,7 +108,7 @@ func TestMalformedInput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a test's connection
+	defer conn.Close()
 	if _, err := conn.Write(make([]byte, RequestSize)); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestMalformedInput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer udp.Close() //nolint:errcheck // a test's socket
+	defer udp.Close()
 	good := AppendRequest(nil, Request{Op: Read, ID: 5})
 	for _, p := range [][]byte{{}, good[:20], append(good, 0), make([]byte, 2000), good} {
 		if _, err := udp.Write(p); err != nil {
@@ -166,7 +166,7 @@ func TestUDPRetriesWithFreshIDs(t *testing.T) {
 			}
 		}
 	}()
-	defer func() { pc.Close(); <-done }() //nolint:errcheck // a test's socket
+	defer func() { pc.Close(); <-done }()
 	var rec attempts
 	c := dial(t, "udp", pc.LocalAddr().String(), ClientOptions{Timeout: 50 * time.Millisecond, Recorder: &rec})
 	a, err := c.Write(t.Context(), 9, 77)
@@ -209,7 +209,7 @@ func TestTCPClientWithoutAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a test's listener
+	defer l.Close()
 	var rec attempts
 	c := dial(t, "tcp", l.Addr().String(), ClientOptions{Timeout: 30 * time.Millisecond, Recorder: &rec})
 	_, err = c.Read(t.Context(), 0)
@@ -247,7 +247,7 @@ func TestCancel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a test's listener
+	defer l.Close()
 	c := dial(t, "tcp", l.Addr().String(), ClientOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)

@@ -120,7 +120,7 @@ func ping(to netip.Addr) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ping %v: %w", to, err)
 	}
-	defer conn.Close() //nolint:errcheck // nothing is under way
+	defer conn.Close()
 	var b strings.Builder
 	for n := range byte(3) {
 		request := []byte{8, 0, 0, 0, 'P', 'X', 0, n} // echo request, RFC 792

@@ -53,7 +53,7 @@ func (g *guest) watchPowerButton() {
 
 // watchKeys reports every press of a power key until the device goes.
 func watchKeys(f *os.File, pressed chan<- struct{}) {
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	var event [inputEventSize]byte
 	for {
 		if _, err := io.ReadFull(f, event[:]); err != nil {

@@ -54,10 +54,10 @@ func (g *guest) shell() error {
 	if err != nil {
 		return fmt.Errorf("open the console: %w", err)
 	}
-	defer console.Close() //nolint:errcheck // it is opened again
+	defer console.Close()
 	lines := bufio.NewReader(console)
 	for {
-		fmt.Fprint(console, prompt) //nolint:errcheck // the read below fails too
+		fmt.Fprint(console, prompt)
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
 			return errors.New("end of input")
@@ -71,10 +71,10 @@ func (g *guest) shell() error {
 		}
 		out, err := g.execute(words)
 		if out != "" {
-			fmt.Fprintln(console, strings.TrimSuffix(out, "\n")) //nolint:errcheck // the next read fails too
+			fmt.Fprintln(console, strings.TrimSuffix(out, "\n"))
 		}
 		if err != nil {
-			fmt.Fprintln(console, "error:", err) //nolint:errcheck // the next read fails too
+			fmt.Fprintln(console, "error:", err)
 		}
 	}
 }

@@ -84,7 +84,7 @@ func (l *loader) connected(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close() //nolint:errcheck // nothing is under way
+	defer c.Close()
 	for ctx.Err() == nil {
 		a, err := c.Do(ctx, l.request())
 		if err != nil {
