@@ -40,7 +40,7 @@ func build(spec Spec, baseline vmm.Baseline, term terminal, log *slog.Logger) (_
 	cfg := vmm.Config{
 		Name: spec.Name, MemoryBytes: spec.MemoryBytes, CPUs: spec.CPUs,
 		Kernel: spec.Kernel, Initrd: spec.Initrd, Cmdline: spec.Cmdline,
-		Baseline: baseline, Logger: log,
+		Baseline: baseline, KVM: spec.KVM, Logger: log,
 	}
 	for i, d := range spec.Disks {
 		file, err := virtio.OpenFile(d.Path, d.ReadOnly)

@@ -17,6 +17,7 @@ type Spec struct {
 	Kernel, Initrd, Cmdline string // read by Boot only
 	Disks                   []Disk
 	Nets                    []Net
+	KVM                     string // path of KVM's device; empty: /dev/kvm
 }
 
 // Disk is a raw file or block device on this host.

@@ -22,6 +22,7 @@ type runCmd struct {
 	Net     []netFlag `help:"A network interface: tap=NAME and/or bridge=NAME, mac=ADDRESS; may be repeated." placeholder:"SPEC" sep:"none"`
 	Serial  string    `default:"stdio" help:"The first serial port: stdio (Ctrl-A x leaves), none, file:PATH or unix:PATH."`
 	Control string    `help:"Path of the machine's control socket." placeholder:"PATH"`
+	KVM     string    `name:"kvm" default:"/dev/kvm" help:"Path of KVM's device." placeholder:"PATH"`
 	Restore string    `type:"existingfile" help:"Go on from a snapshot instead of booting." placeholder:"FILE" xor:"start" required:""`
 
 	Protect  string        `help:"The twin's address; the machine survives the loss of this host." placeholder:"HOST:PORT" group:"protection"`
@@ -33,7 +34,7 @@ func (c *runCmd) Run(ctx context.Context, log *slog.Logger) error {
 	o := node.Options{
 		Spec: node.Spec{
 			Name: c.Name, MemoryBytes: uint64(c.Memory), CPUs: c.CPUs,
-			Kernel: c.Kernel, Initrd: c.Initrd, Cmdline: c.Append, Nets: nets(c.Name, c.Net),
+			Kernel: c.Kernel, Initrd: c.Initrd, Cmdline: c.Append, Nets: nets(c.Name, c.Net), KVM: c.KVM,
 		},
 		Restore: c.Restore, Serial: c.Serial, Control: c.Control, Logger: log,
 	}

@@ -48,6 +48,7 @@ type standbyCmd struct {
 	Net     []netFlag `help:"Where the machine's network interfaces are attached here, in their order: tap=NAME and/or bridge=NAME." placeholder:"SPEC" sep:"none"`
 	Serial  string    `default:"none" help:"The first serial port after a takeover: stdio, none, file:PATH or unix:PATH."`
 	Control string    `help:"Path of the machine's control socket." placeholder:"PATH"`
+	KVM     string    `name:"kvm" default:"/dev/kvm" help:"Path of KVM's device." placeholder:"PATH"`
 	pairFlags
 }
 
@@ -58,7 +59,7 @@ func (c *standbyCmd) Run(ctx context.Context, log *slog.Logger) error {
 	}
 	p.Listen = c.Listen
 	o := node.Options{
-		Spec:   node.Spec{Name: c.Name, Nets: nets(c.Name, c.Net)},
+		Spec:   node.Spec{Name: c.Name, Nets: nets(c.Name, c.Net), KVM: c.KVM},
 		Serial: c.Serial, Control: c.Control, Logger: log,
 	}
 	return exitStatus(node.StandBy(ctx, o, p))
