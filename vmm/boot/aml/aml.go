@@ -22,10 +22,8 @@ const (
 	opScope   = 0x10
 	opBuffer  = 0x11
 	opPackage = 0x12
-	opMethod  = 0x14
 	opDual    = 0x2e
 	opMulti   = 0x2f
-	opReturn  = 0xa4
 	opOnes    = 0xff
 
 	opExtended = 0x5b
@@ -46,17 +44,6 @@ func Device(name string, content ...Term) Term {
 func Name(name string, object Term) Term {
 	return join(Term{opName}, namePath(name), object)
 }
-
-// Method defines a control method with up to seven arguments (§19.6.85).
-func Method(name string, arguments int, content ...Term) Term {
-	if arguments < 0 || arguments > 7 {
-		panic(fmt.Sprintf("aml: method %s with %d arguments", name, arguments))
-	}
-	return packaged(opcode{opMethod}, append([]Term{namePath(name), {byte(arguments)}}, content...))
-}
-
-// Return ends a method with a value (§19.6.119).
-func Return(value Term) Term { return join(Term{opReturn}, value) }
 
 // Package is a list of objects (§19.6.101), at most 255.
 func Package(elements ...Term) Term {

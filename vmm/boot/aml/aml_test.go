@@ -25,7 +25,6 @@ func TestTerms(t *testing.T) {
 		{"two segments", Scope(`\_SB.PCI0`), []byte("\x10\x0b\\\x2e_SB_PCI0")},
 		{"three segments", Scope("AAAA.BBBB.C"), []byte("\x10\x0f\x2f\x03AAAABBBBC___")},
 		{"device", Device("COM1", Integer(1)), []byte("\x5b\x82\x06COM1\x01")},
-		{"method", Method("_STA", 0, Return(Integer(15))), []byte("\x14\x09_STA\x00\xa4\x0a\x0f")},
 		{"package", Package(Integer(5), Integer(0)), []byte{0x12, 0x05, 0x02, 0x0a, 0x05, 0x00}},
 		{"buffer", Buffer([]byte{7, 8}), []byte{0x11, 0x05, 0x0a, 0x02, 7, 8}},
 		{
@@ -75,7 +74,6 @@ func TestMistakesPanic(t *testing.T) {
 		"EISA":              func() { EISAID("PNP0G03") },
 		"string":            func() { String("ä") },
 		"interrupt":         func() { IRQ(16) },
-		"arguments":         func() { Method("_STA", 8) },
 		"package":           func() { Package(make([]Term, 256)...) },
 		"window":            func() { PortWindow(0, 0xffff) },
 		"object":            func() { packageLength(1 << 28) },
