@@ -88,8 +88,8 @@ func scenarios(wider uint8) []scenario {
 		{"a pair that is being formed", true, beginSynced, budget{
 			moveSyncReady: 1, moveCapture: 1, moveWork: 1, movePeerLost: 2, moveGiveUp: 1, moveLoseAsk: wider,
 		}},
-		{"a pair that is being formed, and a fault", true, beginSynced, budget{
-			moveSyncReady: 1, moveCapture: 1, moveGiveUp: 2, moveFault: 1, moveRepair: 1, movePeerLost: wider,
+		{"a fault while the twin is being entitled", true, beginPairing, budget{
+			moveFault: 1, moveRepair: 1, moveGiveUp: 1, movePeerLost: wider,
 		}},
 		{"a switchover", true, beginProtected, budget{
 			moveSwitchover: 1, moveWork: 1, moveCapture: 2, movePeerLost: 1 + wider, moveGiveUp: 1,
@@ -128,6 +128,17 @@ func beginSynced(r *rig) {
 	r.round()
 	for r.hosts[0].st.phase != PhaseSyncing || r.hosts[1].st.phase != PhaseReceiving {
 		r.roundOf(moveHear, moveTick)
+	}
+}
+
+// beginPairing stops when the swap that entitles the twin is on its way.
+func beginPairing(r *rig) {
+	beginSynced(r)
+	r.try(move{kind: moveSyncReady})
+	r.try(move{kind: moveCapture})
+	for range 10 {
+		r.try(move{kind: moveDeliver})
+		r.try(move{kind: moveDeliver, node: 1})
 	}
 }
 
