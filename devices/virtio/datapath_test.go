@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/pollux-ha/pollux/devices/state"
 	"github.com/pollux-ha/pollux/devices/virtio/virtiotest"
 )
 
@@ -114,4 +115,18 @@ func BenchmarkNetTransmit(b *testing.B) {
 		d.Rings[txQueue].Offer(head)
 		n.transmit()
 	}
+}
+
+// BenchmarkFreezeSaveThaw is what every checkpoint pays for an idle network device.
+func BenchmarkFreezeSaveThaw(b *testing.B) {
+	n, _, _ := sinkNet(b)
+	var e state.Encoder
+	buf := make([]byte, 0, 4096)
+	for b.Loop() {
+		n.Freeze()
+		e.Reset(buf[:0])
+		n.Save(&e)
+		n.Thaw()
+	}
+	b.ReportMetric(float64(len(e.Bytes())), "state-bytes")
 }

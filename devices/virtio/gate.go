@@ -16,7 +16,7 @@ type gate struct {
 	closed bool
 }
 
-// enter locks the device for a batch of work, or reports that it must not work now. A Thaw that follows notifies every worker.
+// enter locks the device for a batch of work, or reports that it must not work now: closing is set then.
 func (g *gate) enter() bool {
 	if g.closing.Load() {
 		return false
@@ -40,5 +40,6 @@ func (g *gate) Freeze() {
 	g.closing.Store(true)
 	g.mu.Lock()
 	g.frozen = true
+	g.closing.Store(true) // once more: a Thaw may have come between
 	g.mu.Unlock()
 }

@@ -42,7 +42,7 @@ func (n *Net) receiveFailed(err error) {
 // the device is closed. A frame that waits is not part of the state: to the twin it is a frame that came before it listened.
 func (n *Net) deliver(frame []byte) bool {
 	for {
-		if n.enter() {
+		if n.enterFor(rxQueue) {
 			done := n.tryDeliver(frame)
 			n.leave()
 			if done {

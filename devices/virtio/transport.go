@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pollux-ha/pollux/devices/pci"
 	"github.com/pollux-ha/pollux/devices/state"
@@ -70,6 +71,11 @@ type class interface {
 type virtqueue struct {
 	*queue.Queue
 	kick *kick
+	// owed says that whoever works on the queue has stopped before it was done, because the device was being frozen: Thaw
+	// notifies it. Also after a load, when nobody knows what had been done.
+	owed *atomic.Bool
+	// worked says that a worker processes the queue whenever it is notified. Constant.
+	worked bool
 }
 
 // registers is what the driver sets and sees, apart from PCI's.
@@ -133,7 +139,7 @@ func (t *transport) init(name string, id identity, c class, features uint64, siz
 		if err != nil {
 			return errors.Join(err, t.closeKicks())
 		}
-		t.queues = append(t.queues, virtqueue{Queue: queue.New(host.Memory, size), kick: k})
+		t.queues = append(t.queues, virtqueue{Queue: queue.New(host.Memory, size), kick: k, owed: new(atomic.Bool)})
 	}
 	t.blank = t.blankRegisters()
 	t.regs = t.blankRegisters()
@@ -146,6 +152,7 @@ func (t *transport) init(name string, id identity, c class, features uint64, siz
 // startWorkers starts one worker for each of the given queues.
 func (t *transport) startWorkers(queues ...int) {
 	for _, i := range queues {
+		t.queues[i].worked = true
 		t.workers.Go(func() { t.work(i) })
 	}
 }
@@ -153,10 +160,21 @@ func (t *transport) startWorkers(queues ...int) {
 // work processes queue i whenever it is notified.
 func (t *transport) work(i int) {
 	for t.queues[i].kick.wait() == nil {
-		for more := true; more && t.enter(); t.leave() {
+		for more := true; more && t.enterFor(i); t.leave() {
 			more = t.running(i) && t.class.process(i)
 		}
 	}
+}
+
+// enterFor is enter, for the one who works on queue i: refused, it is notified when the device is thawed.
+func (t *transport) enterFor(i int) bool {
+	for !t.enter() {
+		t.queues[i].owed.Store(true)
+		if t.closing.Load() {
+			return false // Thaw clears closing first, and looks at owed then: it sees this one
+		}
+	}
+	return true
 }
 
 // blankRegisters are the registers of a device after reset.
@@ -177,23 +195,34 @@ func (t *transport) Function() *pci.Function { return t.function }
 // Thaw implements devices.Device.
 func (t *transport) Thaw() {
 	t.mu.Lock()
-	if t.frozen && !t.closed {
-		t.frozen = false
-		t.msix.Flush()
-		t.class.resume()
+	defer t.mu.Unlock()
+	if !t.frozen || t.closed {
+		return
 	}
+	t.frozen = false
+	t.msix.Flush()
+	t.class.resume()
 	t.closing.Store(false)
-	t.mu.Unlock()
-	t.kickAll()
+	t.kickOwed()
+}
+
+// kickOwed notifies those who have something to do. Not everybody: it runs in every checkpoint.
+func (t *transport) kickOwed() {
+	for _, q := range t.queues {
+		if q.owed.Swap(false) || (q.worked && q.Waiting()) {
+			q.kick.signal()
+		}
+	}
 }
 
 // close stops the workers and waits for them. before, if not nil, is called when no worker will begin anything any more,
 // to wake those that wait for something else than a notification.
 func (t *transport) close(before func() error) error {
+	t.closing.Store(true)
 	t.mu.Lock()
 	again := t.closed
 	t.closed = true
-	t.closing.Store(true)
+	t.closing.Store(true) // once more: a Thaw may have come between
 	t.mu.Unlock()
 	if again {
 		return nil

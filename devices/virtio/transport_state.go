@@ -80,6 +80,9 @@ func (t *transport) Load(d *state.Decoder) error {
 		}
 		t.queues[i].Resume(q.at)
 	}
+	for _, q := range t.queues {
+		q.owed.Store(true)
+	}
 	t.regs = r
 	apply()
 	t.function.Restore(function)

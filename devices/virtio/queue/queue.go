@@ -175,6 +175,9 @@ func (q *Queue) Next(c *Chain) (bool, error) {
 	return true, q.Read(c, binary.LittleEndian.Uint16(q.avail[ringOffset+availEntry*slot:]))
 }
 
+// Waiting reports whether there is an available chain that was not taken.
+func (q *Queue) Waiting() bool { return q.enabled && load16(q.avail, indexOffset) != q.nextAvail }
+
 // Take removes the chain that Next gave from the available ring: the device answers it with Put, now or later.
 func (q *Queue) Take() { q.nextAvail++ }
 
