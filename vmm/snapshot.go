@@ -136,7 +136,7 @@ func (s *snapshotWriter) write(p []byte) {
 
 // section writes one section whose payload is the parts, one after the other.
 func (s *snapshotWriter) section(kind uint32, parts ...[]byte) {
-	var length, sum = uint64(0), uint32(0)
+	length, sum := uint64(0), uint32(0)
 	for _, p := range parts {
 		length += uint64(len(p))
 		sum = crc32.Update(sum, castagnoli, p)
