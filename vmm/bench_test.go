@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -61,6 +62,33 @@ func BenchmarkSaveState(b *testing.B) {
 		b.SetBytes(int64(len(saved)))
 	}
 	thaw(b, m)
+}
+
+// BenchmarkLoadState is what a takeover spends on state; the machine exists before.
+func BenchmarkLoadState(b *testing.B) {
+	m := benchMachine(b, 1, 1)
+	freeze(b, m)
+	saved, err := m.SaveState(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	thaw(b, m)
+	cfg := testConfig(b, 1)
+	cfg.MemoryBytes = m.memory.Size()
+	for b.Loop() {
+		b.StopTimer()
+		twin, err := New(cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		err = twin.LoadState(saved)
+		b.StopTimer()
+		if err = errors.Join(err, twin.Close()); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
 }
 
 // BenchmarkCollectDirty is the cost of reading and clearing the dirty log of 1 GiB.
