@@ -238,11 +238,20 @@ func (m *Machine) judgeTwin() {
 	switch m.peerPhase {
 	case PhaseReceiving, PhaseSynced, PhaseStandby:
 		if m.peerSession == m.session {
+			m.standsBy()
 			return
 		}
 	}
 	if m.on(guardTwinDropped) {
 		m.abandon(NoticePeerLost)
+	}
+}
+
+// standsBy hears that the twin holds its copy and has not claimed.
+func (m *Machine) standsBy() {
+	if m.verify && m.need(guardFreshTwin, m.peerHeard >= m.verifySeq) {
+		m.verify = false
+		m.release()
 	}
 }
 

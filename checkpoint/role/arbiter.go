@@ -205,7 +205,9 @@ func (m *Machine) reconsider() {
 
 // onStall takes a long tick for what it probably is: the process, or the host,
 // has been stopped for a while. The twin may have taken over meanwhile, and
-// acknowledgements from before may wait in sockets. Hear the arbiter first.
+// acknowledgements from before may wait in sockets. Hear the arbiter first, or
+// the twin, in case that the arbiter is down: one that stands by after this has
+// not been made active before.
 func (m *Machine) onStall() {
 	m.waited = 0
 	if !m.phase.paired() || !m.on(guardStall) {
@@ -214,5 +216,5 @@ func (m *Machine) onStall() {
 	if !m.verify {
 		m.raise(NoticeStalled)
 	}
-	m.verify, m.verifyFrom = true, m.request
+	m.verify, m.verifyFrom, m.verifySeq, m.news = true, m.request, m.seq+1, true
 }

@@ -12,6 +12,7 @@ const (
 	guardSettled   // a read of the same revision doesn't settle a swap
 	guardStall     // after a stall, hear the arbiter before releasing
 	guardFresh     // and only an answer to a question asked after the stall counts
+	guardFreshTwin // or a twin that stands by, if it says so after hearing of the stall
 	guardGrant     // without an arbiter a twin needs an operator to take over
 	guardAddressee // a status for an earlier run of this node is not for this one
 	guardSequence  // statuses don't overtake each other

@@ -82,8 +82,9 @@ type state struct {
 	inflight   uint64 // the number of the request without a result; 0: none
 	asked      goal   // what that request is for
 	retry      uint64 // ticks until the next request
-	verify     bool   // been asleep: release nothing before the arbiter was heard
+	verify     bool   // been asleep: release nothing before the arbiter or the twin was heard
 	verifyFrom uint64 // answers to requests up to this one don't count for verify
+	verifySeq  uint64 // nor do words of the twin from before it had this status
 
 	// The connection.
 	up          bool
@@ -294,6 +295,7 @@ func (m *Machine) onStatus(s *Status) {
 	}
 	m.seen, m.heard = s.Seq, true
 	m.peerPhase, m.peerSession, m.peerHeard = s.Phase, s.Session, s.Heard
+	m.news = m.news || s.Ask
 	if !s.Record.IsZero() {
 		m.learn(s.Record)
 	}
@@ -324,6 +326,7 @@ func (m *Machine) maybeTell() {
 	}
 	m.out = append(m.out, Action{Kind: ActionSend, Status: Status{
 		From: m.cfg.Self, To: m.peer, Seq: m.seq, Heard: m.seen, Phase: m.phase,
+		Ask:     m.verify || m.phase == PhaseOrphan,
 		Session: m.session, Epoch: epoch, Record: m.rec,
 	}})
 }

@@ -18,6 +18,7 @@ var guardTests = [guardCount]struct {
 	guardSettled:   {"settled", true, "unknown_swap_lands_late"},
 	guardStall:     {"stall", true, "asleep"},
 	guardFresh:     {"fresh", false, "asleep_twice"},
+	guardFreshTwin: {"fresh-twin", false, "asleep_while_arbiter_is_down"},
 	guardGrant:     {"grant", false, "no_arbiter"},
 	guardAddressee: {"addressee", false, "nonsense_primary"},
 	guardSequence:  {"sequence", false, "nonsense_primary"},

@@ -318,7 +318,8 @@ func (s *search) host(i int) {
 	s.flags(h.asleep, h.woke > s.moved, h.conn != 0, h.conn == peer.conn, h.upConn != 0, h.upConn == s.lastConn,
 		h.guest, h.paused, h.open, h.epochs, h.capture, h.frozen, h.copied, h.pending != 0, h.pending == st.inflight,
 		st.known, st.unsettled, st.mustRead, st.inflight != 0, st.verify, st.up, st.heard, st.paused, st.stopping,
-		st.handover, st.alone, st.peerHeard >= st.witness, st.seen >= peer.st.witness)
+		st.handover, st.alone, st.peerHeard >= st.witness, st.seen >= peer.st.witness,
+		st.seen >= peer.st.verifySeq)
 	s.number(uint64(h.head), h.gen, uint64(h.nheld), h.shipping, uint64(h.epoch), h.receiving,
 		uint64(h.copyEpoch), uint64(h.copyAt), uint64(st.phase), st.generation, uint64(st.asked), st.retry,
 		st.peer.Incarnation, uint64(st.peerPhase), st.peerSession, st.other.Incarnation, st.session, st.base,
@@ -348,7 +349,7 @@ func (s *search) message(to, k int) {
 		}
 	}
 	st := &m.status
-	s.flags(st.Seq > h.st.seen, st.Heard >= h.st.witness)
+	s.flags(st.Seq > h.st.seen, st.Heard >= h.st.witness, st.Heard >= h.st.verifySeq, st.Ask)
 	s.number(order, st.From.Incarnation, st.To.Incarnation, uint64(st.Phase), st.Session)
 	s.record(&st.Record)
 }

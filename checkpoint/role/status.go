@@ -14,6 +14,7 @@ type Status struct {
 	To      Member // the receiver, as the sender knows it from the connection
 	Seq     uint64 // grows with every status of the sender
 	Heard   uint64 // Seq of the receiver's newest status that the sender has had; 0: none
+	Ask     bool   // the sender waits for a status that was sent after this one
 	Phase   Phase  // the sender's
 	Session uint64 // the sync that the phase is about; the last one known otherwise
 	Epoch   Epoch  // active: newest capture; twin: newest complete checkpoint
@@ -32,10 +33,14 @@ var ErrStatus = errors.New("invalid role status")
 const statusVersion = 1
 
 // Append appends the encoding of s to b, for ParseStatus: a version byte, the
-// phase, and then all numbers big-endian and all names with a one-byte length,
-// in the order of the struct's fields.
+// phase, one for Ask (0 or 1), and then all numbers big-endian and all names with a one-byte length,
+// of them the record's last.
 func (s Status) Append(b []byte) []byte {
-	b = append(b, statusVersion, byte(s.Phase))
+	ask := byte(0)
+	if s.Ask {
+		ask = 1
+	}
+	b = append(b, statusVersion, byte(s.Phase), ask)
 	b = binary.BigEndian.AppendUint64(b, s.Seq)
 	b = binary.BigEndian.AppendUint64(b, s.Heard)
 	b = binary.BigEndian.AppendUint64(b, s.Session)
@@ -54,22 +59,26 @@ func (s Status) Append(b []byte) []byte {
 // ErrStatus, whatever Append can't have made: another version, wrong length,
 // unknown phases, members and records that can't be.
 func ParseStatus(b []byte) (Status, error) {
-	const fixed = 2 + 6*8
+	const fixed = 3 + 6*8
 	if len(b) < fixed {
 		return Status{}, fmt.Errorf("%w: %d bytes are too few", ErrStatus, len(b))
 	}
 	if b[0] != statusVersion {
 		return Status{}, fmt.Errorf("%w: version %d, want %d", ErrStatus, b[0], statusVersion)
 	}
+	if b[2] > 1 {
+		return Status{}, fmt.Errorf("%w: flag %d", ErrStatus, b[2])
+	}
 	s := Status{
 		Phase:   Phase(b[1]),
-		Seq:     binary.BigEndian.Uint64(b[2:]),
-		Heard:   binary.BigEndian.Uint64(b[10:]),
-		Session: binary.BigEndian.Uint64(b[18:]),
-		Epoch:   Epoch(binary.BigEndian.Uint64(b[26:])),
+		Ask:     b[2] == 1,
+		Seq:     binary.BigEndian.Uint64(b[3:]),
+		Heard:   binary.BigEndian.Uint64(b[11:]),
+		Session: binary.BigEndian.Uint64(b[19:]),
+		Epoch:   Epoch(binary.BigEndian.Uint64(b[27:])),
 		Record: Record{
-			Revision:   binary.BigEndian.Uint64(b[34:]),
-			Generation: binary.BigEndian.Uint64(b[42:]),
+			Revision:   binary.BigEndian.Uint64(b[35:]),
+			Generation: binary.BigEndian.Uint64(b[43:]),
 		},
 	}
 	rest := b[fixed:]

@@ -21,6 +21,7 @@ func TestStatusRoundTrip(t *testing.T) {
 	none := sampleStatus()
 	none.Record = Record{}
 	long := sampleStatus()
+	long.Ask = true
 	long.From.Node = Node(strings.Repeat("x", maxNode))
 	for _, want := range []Status{sampleStatus(), none, long} {
 		got, err := ParseStatus(want.Append(nil))
@@ -45,9 +46,10 @@ func TestParseStatusRefuses(t *testing.T) {
 		"nothing":             nil,
 		"another version":     version,
 		"a cut member":        good[:len(good)-1],
-		"no members":          good[:2+6*8],
+		"no members":          good[:3+6*8],
 		"a byte too many":     append(good[:len(good):len(good)], 0),
 		"an unknown phase":    change(func(s *Status) { s.Phase = PhaseClaiming + 1 }),
+		"an unknown flag":     append([]byte{statusVersion, 0, 2}, good[3:]...),
 		"no sender":           change(func(s *Status) { s.From = Member{} }),
 		"no receiver":         change(func(s *Status) { s.To.Incarnation = 0 }),
 		"no revision":         change(func(s *Status) { s.Record.Revision = 0 }),
