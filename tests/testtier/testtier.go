@@ -53,8 +53,11 @@ func KVMMissing() error {
 	defer f.Close()
 	const getAPIVersion = 0xae00 // KVM_GET_API_VERSION
 	v, err := unix.IoctlRetInt(int(f.Fd()), getAPIVersion)
-	if err != nil || v != 12 {
-		return fmt.Errorf("/dev/kvm: API version %d, want 12 (%v)", v, err)
+	if err != nil {
+		return fmt.Errorf("/dev/kvm: get its API version: %w", err)
+	}
+	if v != 12 {
+		return fmt.Errorf("/dev/kvm: API version %d, want 12", v)
 	}
 	return nil
 }
