@@ -16,7 +16,11 @@ type vcpu struct {
 	inGuest atomic.Bool // the thread is inside KVM_RUN, or about to be
 	tid     int         // of its thread while it runs; guarded by gate.mu
 	state   vcpuState
+	again   int // how often in a row KVM_RUN ended in ErrorDeliveringEvent
 }
+
+// maxAgain bounds the repetitions of an entry that failed while an event was delivered.
+const maxAgain = 8
 
 // run executes the guest until the machine ends. It is the whole life of the vCPU's thread, which dies with the goroutine
 // because it is never unlocked.
@@ -49,7 +53,11 @@ func (v *vcpu) run() {
 // handleExit does what the guest asked for. An exit that ends the machine has closed the gate when this returns, so that
 // the next Run only completes the exit and then the thread ends.
 func (v *vcpu) handleExit() {
-	switch reason := v.cpu.Exit(); reason {
+	reason := v.cpu.Exit()
+	if reason != kvm.ExitInternalError {
+		v.again = 0
+	}
+	switch reason {
 	case kvm.ExitIO:
 		v.handleIO()
 	case kvm.ExitMMIO:
@@ -66,6 +74,13 @@ func (v *vcpu) handleExit() {
 		v.fail(fmt.Errorf("the processor refused to enter the guest, reason %#x", v.cpu.FailEntry()))
 	case kvm.ExitInternalError:
 		suberror, data := v.cpu.InternalError()
+		if suberror == kvm.ErrorDeliveringEvent && v.again < maxAgain {
+			// KVM has emulated nothing and keeps the event, so the next entry tries again. Linux from 6.14 on takes an access
+			// to a device right after an exception was injected for one during the injection, when the processor leaves the
+			// type of the event in EXITINTINFO without its valid bit, as QEMU's emulation does.
+			v.again++
+			return
+		}
 		v.fail(fmt.Errorf("%v, data %#x", suberror, data))
 	default:
 		v.fail(fmt.Errorf("unexpected exit: %v", reason))
