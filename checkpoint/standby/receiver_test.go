@@ -334,8 +334,9 @@ func TestHostilePeer(t *testing.T) {
 
 // FuzzReceiver feeds frames with right checksums and any content.
 func FuzzReceiver(f *testing.F) {
-	f.Add(newStream(f, 7).epoch(wire.Checkpoint, 1, "one", page(1), page(0)).buf.Bytes())
-	f.Add(newStream(f, 7).epoch(wire.Round, 1, "", page(1)).epoch(wire.Checkpoint, 2, "two", page(2)).buf.Bytes())
+	// Zero pages keep the seeds short: there is much to try in the tables, and nothing in a page's content.
+	f.Add(newStream(f, 7).epoch(wire.Checkpoint, 1, "one", page(0), page(0)).buf.Bytes())
+	f.Add(newStream(f, 7).epoch(wire.Round, 1, "", page(0)).epoch(wire.Checkpoint, 2, "two", page(0)).buf.Bytes())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, m := newReceiver(t)
 		r.Begin(7)
