@@ -553,6 +553,42 @@ func TestConcurrentEpochs(t *testing.T) {
 	}
 }
 
+// Hold and Fence against a sender and a writer that are busy: whatever the moment, nothing leaves after they return.
+func TestConcurrentHoldAndFence(t *testing.T) {
+	for round := range 150 {
+		var count atomic.Uint64
+		b, err := NewBuffer(0, sinkFunc(func([]byte) error { count.Add(1); return nil }), quiet)
+		must(t, err)
+		must(t, b.Passthrough())
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		wg.Go(func() {
+			for n := uint64(0); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					b.Send([][]byte{numbered(n, 64)})
+				}
+			}
+		})
+		time.Sleep(time.Duration(round*7%300) * time.Microsecond)
+		if round%2 == 0 {
+			b.Fence()
+		} else {
+			must(t, b.Hold())
+		}
+		before := count.Load()
+		time.Sleep(300 * time.Microsecond)
+		if after := count.Load(); after != before {
+			t.Fatalf("%d frames left afterwards", after-before)
+		}
+		close(stop)
+		wg.Wait()
+		must(t, b.Close())
+	}
+}
+
 func BenchmarkSendAndRelease(bench *testing.B) {
 	b := newBuffer(bench, 8<<20, sinkFunc(func([]byte) error { return nil }))
 	must(bench, b.Passthrough())

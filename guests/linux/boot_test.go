@@ -45,7 +45,7 @@ func start(t *testing.T, kernel linux.Kernel, initrd string) *machine {
 		"nice", "-n", "5",
 		"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "256", "-nodefaults", "-no-reboot", "-display", "none",
 		"-kernel", kernel.Image, "-initrd", initrd,
-		"-append", "console=ttyS0 panic=-1 pollux.ip=10.0.2.15/24 pollux.gw=10.0.2.2",
+		"-append", "console=ttyS0 panic=-1 pollux.ip=10.0.2.15/24 pollux.gw=10.0.2.2 pollux.dirty=2000:500",
 		"-serial", "stdio", "-qmp", "unix:"+m.qmp+",server=on,wait=off",
 		// A network inside of QEMU: the guest answers what comes by the forwarded port and begins nothing.
 		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:%s-:7777,hostfwd=udp:%s-:7777", m.address, m.address),
@@ -202,6 +202,7 @@ func checkRegisters(t *testing.T, address string) {
 func checkShell(m *machine) {
 	m.t.Helper()
 	m.do("status", `^answers \d+ boot [0-9a-f]{16} port 7777$`)
+	m.do("status", `^dirtied [1-9]\d* pages lost 0$`)
 	m.do("uptime", `^uptime \d+\.\d+ load `)
 	m.do("ip", `^eth0 up .*10\.0\.2\.15/24`)
 	m.do("ping 10.0.2.2", `^10\.0\.2\.2 answered after `)

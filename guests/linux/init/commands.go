@@ -25,7 +25,11 @@ func (g *guest) showStatus([]string) (string, error) {
 	if g.server == nil {
 		return "", errors.New("the register server does not run, see the messages at start")
 	}
-	return fmt.Sprintf("answers %d boot %016x port %d", g.server.Sequence(), g.server.Boot(), g.server.Addr().Port()), nil
+	s := fmt.Sprintf("answers %d boot %016x port %d", g.server.Sequence(), g.server.Boot(), g.server.Addr().Port())
+	if g.cmdline.dirtier != nil {
+		s += "\n" + g.cmdline.dirtier.String()
+	}
+	return s, nil
 }
 
 func memory() (string, error) {

@@ -11,6 +11,7 @@
 //	pollux.ip=10.77.0.10/24         address of the first network card; of another one: pollux.ip=eth1:10.77.1.10/24
 //	pollux.gw=10.77.0.1             default route
 //	pollux.port=7777                of the register server
+//	pollux.dirty=5000:20000         change 5000 pages a second over a working set of 20000, and check what they hold
 package main
 
 import (
@@ -72,6 +73,9 @@ func (g *guest) up() {
 	try("configure the network", err)
 	g.server, err = register.Listen(fmt.Sprintf(":%d", cmdline.port), g.log)
 	try("serve registers", err)
+	if cmdline.dirtier != nil {
+		try("change pages", cmdline.dirtier.start())
+	}
 	if problems > 0 {
 		fmt.Printf("pollux-guest: %d problems, see above\n", problems)
 	}

@@ -18,6 +18,7 @@ type options struct {
 	addresses []address
 	gateway   netip.Addr
 	port      int
+	dirtier   *dirtier // nil: none
 }
 
 // address is one of a network card.
@@ -72,8 +73,10 @@ func (o *options) set(name, value string) (err error) {
 		if err == nil {
 			o.port = int(n)
 		}
+	case "dirty":
+		o.dirtier, err = parseDirtier(value)
 	default:
-		err = errors.New("unknown: there are pollux.ip, pollux.gw and pollux.port")
+		err = errors.New("unknown: there are pollux.ip, pollux.gw, pollux.port and pollux.dirty")
 	}
 	return err
 }

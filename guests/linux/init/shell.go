@@ -26,7 +26,7 @@ func commands() []command {
 	return []command{
 		{"help", "", "this list", 0, 0, func(*guest, []string) (string, error) { return help(), nil }},
 		{"uptime", "", "seconds since the kernel started, and the load", 0, 0, (*guest).showUptime},
-		{"status", "", "answers of the register server, and its boot nonce", 0, 0, (*guest).showStatus},
+		{"status", "", "answers of the register server and its boot nonce; pages changed and found lost", 0, 0, (*guest).showStatus},
 		{"ip", "", "network cards and addresses", 0, 0, func(*guest, []string) (string, error) { return describeNetwork() }},
 		{"mem", "", "memory", 0, 0, func(*guest, []string) (string, error) { return memory() }},
 		{"cpus", "", "processors that are online", 0, 0, func(*guest, []string) (string, error) { return fmt.Sprint(cpus()), nil }},
