@@ -107,17 +107,17 @@ func (f *File) transfer(write bool, bufs [][]byte, off int64) error {
 			n -= len(bufs[0])
 			bufs = bufs[1:]
 		}
-		for n > 0 { // stopped inside of a buffer; the caller's slices must stay as they are
-			if n == len(bufs[0]) {
-				bufs, n = bufs[1:], 0
-				break
-			}
+		if n == 0 {
+			continue
+		}
+		for n < len(bufs[0]) { // stopped inside of a buffer; the caller's slices must stay as they are
 			m, err := f.single(write, bufs[0][n:], off)
 			if err != nil {
 				return err
 			}
 			off, n = off+int64(m), n+m
 		}
+		bufs = bufs[1:]
 	}
 	return nil
 }

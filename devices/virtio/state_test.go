@@ -122,7 +122,7 @@ func TestSavedResetIsComplete(t *testing.T) {
 
 	twin := newBlk(t, newDisk())
 	t.Cleanup(func() { _ = twin.blk.Close() })
-	twin.Guest.Inherit(r.Guest)
+	twin.Inherit(r.Guest)
 	if err := loadBytes(twin.blk, saved); err != nil {
 		t.Fatal(err)
 	}
