@@ -158,7 +158,7 @@ func (r *rig) boot(i int, a *Action) {
 
 func (r *rig) run(i int, gen uint64, at hist, epoch Epoch) {
 	h := &r.hosts[i]
-	h.guest, h.paused, h.frozen, h.capture = true, false, false, false
+	h.guest, h.paused, h.frozen, h.capture, h.off = true, false, false, false, false
 	h.gen, h.head, h.epoch = gen, at, epoch
 	h.copied, h.nheld = false, 0
 }
@@ -186,7 +186,7 @@ func (r *rig) check() {
 // running counts the copies that run and whose word counts.
 func (r *rig) running() (n, node int) {
 	for i := range r.hosts {
-		if h := &r.hosts[i]; h.run != 0 && h.guest && !h.paused && !h.asleep {
+		if h := &r.hosts[i]; h.run != 0 && h.guest && !h.paused && !h.off && !h.asleep {
 			n, node = n+1, i
 		}
 	}

@@ -71,6 +71,7 @@ type host struct {
 	// Active.
 	guest    bool
 	paused   bool
+	off      bool // it has powered off by itself
 	head     hist
 	gen      uint64
 	open     bool // netbuffer: output isn't held
@@ -130,7 +131,6 @@ type rig struct {
 	m      Machine
 	actBuf []Action
 	tally  tally
-	focus  []moveKind // the only mishaps, if set
 	trace  func(format string, args ...any)
 }
 
@@ -207,6 +207,9 @@ func (r *rig) step(i int, ev Event) {
 			r.logf("  %s -> %v", nodeNames[i], acts[k])
 		}
 		r.carryOut(i, &acts[k])
+	}
+	if h.st.phase == PhaseStopped {
+		h.guest, h.open = false, false
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 	moveRepair
 	moveSwitchover
 	moveFence
+	moveGuestStops
 	moveCut  // messages to node are lost from now on
 	moveMend // no more
 	moveArbiterDown
@@ -45,7 +46,7 @@ var moveNames = [moveKinds]string{
 	moveSyncReady: "sync-ready", moveSyncFailed: "sync-failed", moveWork: "work", moveCapture: "capture",
 	moveBufferFull: "buffer-full", moveCrash: "crash", moveRestart: "restart", moveSleep: "sleep",
 	moveWake: "wake", moveFault: "fault", moveRepair: "repair", moveSwitchover: "switchover",
-	moveFence: "fence", moveCut: "cut", moveMend: "mend", moveArbiterDown: "down", moveArbiterUp: "up",
+	moveFence: "fence", moveGuestStops: "guest-stops", moveCut: "cut", moveMend: "mend", moveArbiterDown: "down", moveArbiterUp: "up",
 	moveArbiterCut: "arbiter-cut", moveArbiterMend: "arbiter-mend",
 }
 
@@ -174,7 +175,7 @@ func (r *rig) moveHost(kind moveKind, i int) bool {
 		}
 		r.step(i, SyncFailed(h.shipping))
 	case moveWork:
-		if !h.guest || h.paused {
+		if !h.guest || h.paused || h.off {
 			return false
 		}
 		r.work(i)
@@ -242,7 +243,10 @@ func (r *rig) moveFault(kind moveKind, i int) bool {
 	case moveFault:
 		return r.moveOperator(i, Fault(), h.st.phase != PhaseFailed)
 	case moveRepair:
-		return r.moveOperator(i, Repaired(), h.st.phase == PhaseFailed)
+		return r.moveOperator(i, Repaired(), h.st.phase == PhaseFailed || h.st.phase == PhaseStopped)
+	case moveGuestStops:
+		h.off = h.off || h.guest && !h.asleep
+		return r.moveOperator(i, GuestStopped(), h.guest)
 	case moveSwitchover:
 		return r.moveOperator(i, Switchover(), h.st.phase == PhaseProtected)
 	case moveFence:

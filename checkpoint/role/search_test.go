@@ -316,7 +316,7 @@ func (s *search) host(i int) {
 	}
 	st := &h.st
 	s.flags(h.asleep, h.woke > s.moved, h.conn != 0, h.conn == peer.conn, h.upConn != 0, h.upConn == s.lastConn,
-		h.guest, h.paused, h.open, h.epochs, h.capture, h.frozen, h.copied, h.pending != 0, h.pending == st.inflight,
+		h.guest, h.paused, h.off, h.open, h.epochs, h.capture, h.frozen, h.copied, h.pending != 0, h.pending == st.inflight,
 		st.known, st.unsettled, st.mustRead, st.inflight != 0, st.verify, st.up, st.heard, st.paused, st.stopping,
 		st.handover, st.alone, st.peerHeard >= st.witness, st.seen >= peer.st.witness,
 		st.seen >= peer.st.verifySeq)

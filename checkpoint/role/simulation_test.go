@@ -22,25 +22,28 @@ var (
 // with its own mixture of faults, invariants are checked after every step, and
 // in the end everything is repaired and the pair has to be protected again.
 func TestSimulation(t *testing.T) {
-	if *flagSeed != 0 {
-		r := newRig(simConfig(Arbitrated), guardNone)
-		r.trace = func(format string, args ...any) { t.Logf(format, args...) }
-		if v := r.simulate(*flagSeed); v != "" {
-			t.Fatalf("seed %d: %s", *flagSeed, v)
-		}
-		return
-	}
-	begin := time.Now()
-	runs := *flagRuns / raceFactor
-	total := explore(t, runs, func() *rig { return newRig(simConfig(Arbitrated), guardNone) })
-	t.Logf("%d runs in %v: %v", runs, time.Since(begin).Round(time.Millisecond), total)
+	simulation(t, Arbitrated, *flagRuns)
 }
 
 // TestSimulationWithoutArbiter checks that without an arbiter nothing is worse
 // but the lack of automatic takeover: a pair still never runs twice.
 func TestSimulationWithoutArbiter(t *testing.T) {
-	total := explore(t, max(*flagRuns/10/raceFactor, 1), func() *rig { return newRig(simConfig(Unarbitrated), guardNone) })
-	t.Log(total)
+	simulation(t, Unarbitrated, *flagRuns/10)
+}
+
+func simulation(t *testing.T, mode Arbiter, runs uint64) {
+	begin := func() *rig { return newRig(simConfig(mode), guardNone) }
+	if seed := *flagSeed; seed != 0 {
+		told, v := transcript(begin(), seed)
+		if t.Log(told); v != "" {
+			t.Fatalf("seed %d: %s", seed, v)
+		}
+		return
+	}
+	start := time.Now()
+	runs = max(runs/raceFactor, 1)
+	total := explore(t, runs, begin)
+	t.Logf("%d runs in %v: %v", runs, time.Since(start).Round(time.Millisecond), total)
 }
 
 // tally counts what happened in many runs, so that one can see that the
@@ -95,21 +98,18 @@ func explore(t *testing.T, runs uint64, newRig func() *rig) tally {
 	}
 	wg.Wait()
 	if seed := bad.Load(); seed != 0 {
-		t.Fatal(transcript(newRig(), seed))
+		told, v := transcript(newRig(), seed)
+		t.Fatalf("%s\nseed %d: %s\nreplay: go test ./checkpoint/role -run '%s$' -role.seed=%d -v", told, seed, v, t.Name(), seed)
 	}
 	return total
 }
 
-// transcript runs a seed again and returns what happened.
-func transcript(r *rig, seed uint64) string {
+// transcript runs a seed again and returns what happened, and the violation.
+func transcript(r *rig, seed uint64) (told, violation string) {
 	var b strings.Builder
-	r.trace = func(format string, args ...any) {
-		fmt.Fprintf(&b, format, args...)
-		b.WriteByte('\n')
-	}
-	v := r.simulate(seed)
-	return fmt.Sprintf("%s\nseed %d: %s\nreplay: go test ./checkpoint/role -run TestSimulation -role.seed=%d -v",
-		b.String(), seed, v, seed)
+	r.trace = func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	violation = r.simulate(seed)
+	return b.String(), violation
 }
 
 // deck is a bag of moves to draw from; a kind that is in it twice comes twice
@@ -139,7 +139,7 @@ var ordinary = [...]struct {
 var mishaps = [...]moveKind{
 	moveRepeat, moveLose, movePeerLost, moveAnswerTwo, moveLoseAsk, moveGiveUp, moveSyncFailed,
 	moveBufferFull, moveCrash, moveSleep, moveFault, moveSwitchover, moveFence, moveCut,
-	moveArbiterDown, moveArbiterCut,
+	moveArbiterDown, moveArbiterCut, moveGuestStops,
 }
 
 // fatal reports whether a mishap of kind k may end the guest where nobody may
@@ -148,7 +148,7 @@ func fatal(k moveKind) bool { return k == moveCrash || k == moveFault || k == mo
 
 // remedy maps a mishap that lasts to what ends it.
 var remedy = map[moveKind]moveKind{
-	moveCrash: moveRestart, moveSleep: moveWake, moveFault: moveRepair, moveFence: moveRepair,
+	moveCrash: moveRestart, moveSleep: moveWake, moveFault: moveRepair, moveFence: moveRepair, moveGuestStops: moveRepair,
 	moveCut: moveMend, moveArbiterDown: moveArbiterUp, moveArbiterCut: moveArbiterMend,
 }
 
@@ -158,7 +158,7 @@ func (r *rig) simulate(seed uint64) string {
 	r.tally = tally{}
 	r.reset()
 	switch {
-	case r.m.cfg.Arbiter == Arbitrated && r.focus == nil && rnd.IntN(4) == 0:
+	case r.m.cfg.Arbiter == Arbitrated && rnd.IntN(4) == 0:
 		r.single(rnd)
 	default:
 		r.chaos(rnd)
@@ -180,17 +180,8 @@ func (r *rig) chaos(rnd *rand.Rand) {
 	for _, o := range ordinary {
 		d.add(o.kind, o.times)
 	}
-	for _, k := range r.focus {
-		d.add(k, 3)
-		if cure, ok := remedy[k]; ok {
-			d.add(cure, 3)
-		}
-	}
 	rare := 2 + rnd.IntN(7)
 	for _, k := range mishaps {
-		if r.focus != nil {
-			break
-		}
 		if r.m.cfg.Arbiter != Arbitrated && fatal(k) {
 			continue
 		}
@@ -239,12 +230,13 @@ func (r *rig) repair() bool {
 	for i := range uint8(2) {
 		r.try(move{kind: moveWake, node: i})
 		r.try(move{kind: moveRestart, node: i})
-		r.try(move{kind: moveRepair, node: i})
 	}
 	for range 120 {
 		if r.violation != "" || r.full || r.protected() {
 			break
 		}
+		r.try(move{kind: moveRepair})
+		r.try(move{kind: moveRepair, node: 1})
 		r.round()
 	}
 	return r.violation == "" && !r.full && r.protected()
