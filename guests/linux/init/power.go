@@ -21,11 +21,12 @@ const (
 )
 
 // watchPowerButton powers off when the ACPI power button is pressed. Which input device that is doesn't matter: only a
-// power button sends its key. Devices appear when their driver is ready, so they are looked for until there is one.
+// power button sends its key. Devices appear when their driver is ready, so they are looked for again and again.
 func (g *guest) watchPowerButton() {
 	pressed := make(chan struct{}, 1)
 	open := make(map[string]bool)
-	for {
+	// Ever more rarely: an idle guest should have nothing to do.
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
 		names, err := filepath.Glob("/dev/input/event*")
 		if err != nil {
 			g.log.Error("look for the power button", "error", err) // only a bad pattern can cause it
@@ -46,7 +47,7 @@ func (g *guest) watchPowerButton() {
 		case <-pressed:
 			fmt.Println("pollux-guest: power button pressed, powering off")
 			g.log.Error("power off", "error", powerOff())
-		case <-time.After(time.Second):
+		case <-time.After(pause):
 		}
 	}
 }
