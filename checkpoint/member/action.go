@@ -71,19 +71,14 @@ func (m *Member) output(what string, f func(Output) error) {
 }
 
 func (m *Member) raise(a *role.Action) {
-	level := slog.LevelInfo
-	switch a.Notice {
-	case role.NoticePeerLost, role.NoticePeerGrey, role.NoticeUnprotected, role.NoticeFenced, role.NoticeDropped, role.NoticeStalled,
-		role.NoticeAwaitTwin, role.NoticeAwaitOperator, role.NoticeForced, role.NoticeFaulted, role.NoticeSwitchoverFailed:
-		level = slog.LevelWarn
-	}
 	if a.Notice == role.NoticePeerLost {
 		m.lossSeen = now()
 	}
-	m.log.Log(m.ctx, level, a.Notice.String(), "record", a.Record.String(), "phase", m.role.Phase().String())
 	if m.cfg.Notify != nil {
 		m.cfg.Notify(*a)
+		return
 	}
+	m.log.Info(a.Notice.String(), "record", a.Record.String(), "phase", m.role.Phase().String())
 }
 
 func (m *Member) pause() {

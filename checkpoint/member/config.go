@@ -91,7 +91,7 @@ type Config struct {
 	ArbiterTimeout time.Duration
 
 	Logger *slog.Logger
-	// Notify is told what an operator may want to know (role.ActionRaise), in order. It must not block. May be nil.
+	// Notify is told what an operator may want to know (role.ActionRaise), in order. It must not block. Nil: it is logged.
 	Notify func(role.Action)
 }
 

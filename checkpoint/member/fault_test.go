@@ -254,6 +254,31 @@ func TestLargeEpochs(t *testing.T) {
 	p.world.check()
 }
 
+// TestSlowLink: a link that carries far less than the guest changes. The next capture waits, nothing grows, nothing is lost.
+func TestSlowLink(t *testing.T) {
+	p := newPair(t, func(_, _ *Config, ha, _ *fakeHost) { ha.change = func(f *fakeMachine) { f.pace = 0 } })
+	p.awaitProtected()
+	p.proxy.slow.Store(int64(20 * time.Millisecond)) // 800 KB/s
+	var most uint64
+	before := p.a.Status().Stats.Commits
+	for start := time.Now(); time.Since(start) < 2*time.Second; time.Sleep(time.Millisecond) {
+		most = max(most, p.a.Status().Stats.Lag)
+	}
+	if most > 2 {
+		t.Errorf("%d epochs captured and not acknowledged", most)
+	}
+	if p.a.Status().Stats.Commits == before {
+		t.Error("nothing was committed")
+	}
+	p.proxy.slow.Store(0)
+	p.awaitProtected()
+	p.awaitFrames(100)
+	p.a.stop()
+	p.await("the takeover", func() bool { return p.b.phase() == role.PhaseSolo })
+	p.awaitFrames(100)
+	p.world.check()
+}
+
 // TestIdleGuest: a guest that does nothing is checkpointed rarely.
 func TestIdleGuest(t *testing.T) {
 	p := newPair(t, func(a, _ *Config, ha, _ *fakeHost) {

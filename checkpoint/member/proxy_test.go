@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pollux-ha/pollux/checkpoint/arbiter"
 	"github.com/pollux-ha/pollux/checkpoint/arbiter/arbitertest"
@@ -26,6 +27,7 @@ type proxy struct {
 	flipAt  atomic.Int64 // bytes until one bit is flipped; <0: never
 	stalled atomic.Bool  // swallow everything, keep the connections
 	stallUp atomic.Bool  // the same for what the dialler sends
+	slow    atomic.Int64 // pause per 16 KiB, in nanoseconds
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -101,6 +103,7 @@ func (p *proxy) copy(dst io.WriteCloser, src io.ReadCloser, stall *atomic.Bool) 
 				p.cut()
 				return
 			}
+			time.Sleep(time.Duration(p.slow.Load() * int64(n) / int64(len(buf))))
 			if !p.stalled.Load() && (stall == nil || !stall.Load()) {
 				if _, err := dst.Write(buf[:n]); err != nil {
 					return
