@@ -9,7 +9,7 @@ func (m *Machine) maybeSync() {
 	if !m.need(guardOffer, m.peerPhase == PhaseFree) {
 		return
 	}
-	m.session++
+	m.session = max(m.session, m.peerSession) + 1 // the peer joins no session twice
 	m.other = m.peer
 	m.first, m.last = 0, 0
 	m.enter(PhaseSyncing)
@@ -82,18 +82,15 @@ func (m *Machine) advance() {
 	}
 }
 
-// release lets go of what the twin holds, in the phases in which the record
-// is known to entitle it.
+// release lets go of what the twin holds, in the phases in which that twin is
+// the only one that may ever take over. While pairing, either it is entitled
+// already or nobody is; so an arbiter that doesn't answer doesn't stop the guest.
 func (m *Machine) release() {
 	if m.acked <= m.released || m.verify {
 		return
 	}
 	switch m.phase {
-	case PhaseProtected, PhaseHandover, PhaseHanding:
-	case PhasePairing:
-		if m.on(guardPaired) {
-			return
-		}
+	case PhasePairing, PhaseProtected, PhaseHandover, PhaseHanding:
 	case PhaseReverting:
 		if m.on(guardReverting) {
 			return
@@ -167,7 +164,7 @@ func (m *Machine) abandon(why Notice) {
 		m.handover, m.verify = false, false
 		m.last = 0
 		m.enter(PhaseUnpairing)
-		if m.off == guardHoldUnpair {
+		if !m.on(guardHoldUnpair) {
 			m.do(ActionReleaseAll)
 		}
 		m.unpause()

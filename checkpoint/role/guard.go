@@ -19,7 +19,6 @@ const (
 
 	guardHoldFinal   // all output is held from before the final round is captured
 	guardAckFinal    // the twin is entitled only once it holds the final round
-	guardPaired      // nothing is released before the twin is known to be entitled
 	guardReverting   // nothing is released while a handover may still succeed
 	guardHoldUnpair  // output stays held while the twin may still be entitled
 	guardAckSession  // acknowledgements of another session count for nothing

@@ -35,9 +35,8 @@ func (r *rig) leave(i int, at hist) {
 		r.fail("I1: %s releases %d, which contradicts %d", name, at, r.tip)
 	}
 	if !h.open {
-		twin := r.paired[h.gen]
-		if twin == 0 || !r.ancestor(at, r.heldBy[twin]) {
-			r.fail("I2: %s releases %d, which no entitled twin has held", name, at)
+		if twin := h.st.other.Incarnation; !r.ancestor(at, r.heldBy[twin]) {
+			r.fail("I2: %s releases %d, which its twin has never held", name, at)
 		}
 	}
 	if r.rec.Generation > h.gen && h.woke > r.moved {

@@ -25,7 +25,6 @@ var guardTests = [guardCount]struct {
 
 	guardHoldFinal:   {"hold-final", true, "start_of_protection"},
 	guardAckFinal:    {"ack-final", true, "start_of_protection"},
-	guardPaired:      {"paired", true, "start_of_protection"},
 	guardReverting:   {"reverting", false, "switchover_unanswered"},
 	guardHoldUnpair:  {"hold-unpair", true, "primary_loses_the_tie"},
 	guardAckSession:  {"ack-session", false, "nonsense_primary"},

@@ -28,7 +28,7 @@ const (
 	// PhaseClosing: all output is held, the final round is on its way.
 	PhaseClosing
 	// PhasePairing: the peer holds the final round; the swap that entitles it
-	// is on its way. Output is held.
+	// is on its way. Output leaves as epochs are acknowledged.
 	PhasePairing
 	// PhaseProtected: output leaves as epochs are acknowledged.
 	PhaseProtected

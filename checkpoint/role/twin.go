@@ -42,7 +42,7 @@ func (m *Machine) judgeCopy() {
 	switch {
 	case m.need(guardGranted, m.rec.Active == m.cfg.Self):
 		m.takeOver()
-	case m.force == forceGoing && m.phase == PhaseClaiming:
+	case m.force != forceNone && m.phase == PhaseClaiming:
 		// An operator wants it from any record.
 	case m.entitled():
 		if m.phase == PhaseSynced {
@@ -101,24 +101,19 @@ func (m *Machine) drop() {
 // claim asks for the right to run the guest. There is no way back from it but
 // a newer record, because the swap may succeed at any time.
 func (m *Machine) claim() {
-	if !m.need(guardEntitled, m.entitled()) {
-		return
-	}
 	m.raise(NoticePeerLost)
-	m.enter(PhaseClaiming)
+	if m.need(guardEntitled, m.entitled()) {
+		m.enter(PhaseClaiming)
+	}
 }
 
 func (m *Machine) lostActive() {
 	switch m.phase {
 	case PhaseReceiving:
 		m.drop()
-	case PhaseSynced:
-		// The swap for this copy may be on its way: see goal.
-		m.raise(NoticePeerLost)
-		if m.off == guardEntitled {
-			m.claim()
-		}
-	case PhaseStandby:
+	case PhaseSynced, PhaseStandby:
+		// Not being entitled yet, the former only finds out whether the swap
+		// for its copy is on its way: see goal.
 		m.claim()
 	}
 }
