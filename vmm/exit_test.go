@@ -309,8 +309,9 @@ func TestLargeMachine(t *testing.T) {
 	freeze(t, m)
 	collect(t, m, dirty)
 	dirty.Clear()
+	round := counter(t, m, guestData+8)
 	thaw(t, m)
-	time.Sleep(2 * time.Millisecond)
+	eventually(t, "guest writes its pages", func() bool { return counter(t, m, guestData+8) > round+1 })
 	freeze(t, m)
 	collect(t, m, dirty)
 	if n := dirty.Count(); n < 3 || n > 10 {
