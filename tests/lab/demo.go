@@ -34,7 +34,7 @@ type DemoConfig struct {
 const (
 	demoTraffic = 15 * time.Second
 	// demoPatience bounds the waits for a guest to boot and to be protected, in emulation on two CPUs.
-	demoPatience = 150 * time.Second
+	demoPatience = 4 * time.Minute
 	// takeoverPatience bounds the wait for the twin, after which the demo has failed.
 	takeoverPatience = 60 * time.Second
 	takeoverPoll     = 20 * time.Millisecond
@@ -44,6 +44,7 @@ const (
 	guestPort   = 7777
 
 	vmName      = "demo"
+	guestMemory = "192M"
 	controlPath = WorkDir + "/demo.sock"
 	serialPath  = WorkDir + "/serial.log"
 )
@@ -215,12 +216,8 @@ func (d *demo) protect(ctx context.Context) (err error) {
 		return err
 	}
 	common := append([]string{"--name", vmName, "--control", controlPath, "--serial", "file:" + serialPath, "--arbiter", "https://" + witness}, tlsArgs()...)
-	args = append([]string{"pollux", "standby", "--listen", twin, "--net", "bridge=" + ClientBridge}, common...)
-	if d.twin, err = d.start(ctx, HostB, append(args, d.cfg.StandbyArgs...)); err != nil {
-		return err
-	}
 	args = append([]string{
-		"pollux", "run", "--kernel", inNode("kernel"), "--append", d.guestCmdline(), "--memory", "256M", "--cpus", "1",
+		"pollux", "run", "--kernel", inNode("kernel"), "--append", d.guestCmdline(), "--memory", guestMemory, "--cpus", "1",
 		"--net", "bridge=" + ClientBridge + ",mac=" + GuestMAC().String(), "--protect", twin,
 	}, common...)
 	if !d.bare() {
@@ -229,8 +226,38 @@ func (d *demo) protect(ctx context.Context) (err error) {
 	if d.host, err = d.start(ctx, HostA, append(args, d.cfg.RunArgs...)); err != nil {
 		return err
 	}
-	d.say("A guest (%s) boots on host-a, with host-b as its twin.", d.cfg.KernelName)
+	d.say("A guest (%s) boots on host-a.", d.cfg.KernelName)
+	if err := d.waitBooted(ctx); err != nil {
+		return err
+	}
+	// Only now, because a booting guest dirties memory as fast as it can: in emulation, copying would not keep up for long.
+	d.say("The guest is up. host-b becomes its twin: memory is copied while the guest runs.")
+	args = append([]string{"pollux", "standby", "--listen", twin, "--net", "bridge=" + ClientBridge}, common...)
+	if d.twin, err = d.start(ctx, HostB, append(args, d.cfg.StandbyArgs...)); err != nil {
+		return err
+	}
 	return d.waitProtected(ctx)
+}
+
+// waitBooted waits until the guest's server takes connections. The bare guest, which takes none, is up at once.
+func (d *demo) waitBooted(ctx context.Context) error {
+	if d.bare() {
+		return nil
+	}
+	for deadline := time.Now().Add(demoPatience); ; {
+		attempt, cancel := context.WithTimeout(ctx, time.Second)
+		conn, err := d.lab.DialFrom(attempt, Client, "tcp", guestAddress())
+		cancel()
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: the guest is not up after %v: %w", demoPatience, err)
+		}
+		if err := d.pause(ctx, 250*time.Millisecond, d.witness, d.host); err != nil {
+			return err
+		}
+	}
 }
 
 // waitForPort waits until something listens at address, which p is to do.
