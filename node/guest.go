@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 
 	"golang.org/x/sync/errgroup"
 
@@ -31,6 +32,7 @@ type Guest struct {
 // build makes a guest that does nothing yet and lets nothing out: its output is held, its taps are down. baseline is the CPU of
 // the machine whose twin this is, nil for one of its own.
 func build(spec Spec, baseline vmm.Baseline, term terminal, log *slog.Logger) (_ *Guest, err error) {
+	makeRoom(spec.CPUs)
 	g := &Guest{}
 	defer func() {
 		if err != nil {
@@ -67,6 +69,14 @@ func build(spec Spec, baseline vmm.Baseline, term terminal, log *slog.Logger) (_
 	}
 	g.description, err = describe(spec, g.Machine.Description())
 	return g, err
+}
+
+// makeRoom lets Go run its goroutines beside this many vCPU threads. A thread in the guest counts against GOMAXPROCS for up to
+// 10 ms until the runtime's monitor notices, and whoever is to freeze the guest would wait for that long.
+func makeRoom(cpus int) {
+	if want := runtime.NumCPU() + cpus; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
 }
 
 // Description is what the twin must be built from.
