@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-var flagDepth = flag.Int("role.depth", 0, "make the exhaustive search this much wider")
+var flagDepth = flag.Int("role.depth", 0, "make the exhaustive search this much wider, up to 3 million states a scenario")
 
 // budget is how often each kind of move may be made, for those that are
 // counted; what isn't in it may not happen, but for what is in free.
@@ -57,7 +57,7 @@ func TestSearch(t *testing.T) {
 				t.Fatal(s.retrace(&start))
 			}
 			t.Logf("%d states, %d steps, healed from %d", len(s.seen), s.edges, s.healed)
-			if s.limited {
+			if s.limited && *flagDepth == 0 {
 				t.Errorf("stopped at %d states", s.limit)
 			}
 			total.Add(int64(len(s.seen)))
@@ -216,7 +216,7 @@ func (s *search) enter() bool {
 	}
 	s.seen[k] = struct{}{}
 	s.limited = len(s.seen) >= s.limit
-	if len(s.seen)%32 == 0 {
+	if len(s.seen)%64 == 0 {
 		s.heal()
 	}
 	return true
