@@ -11,6 +11,9 @@
 // sockets, timers, netbuffers and virtual machines belong to the caller
 // (checkpoint/primary and checkpoint/standby).
 //
+//	event.go     what goes in, and what it means
+//	action.go    what comes out, with the ordering duty of each
+//	phase.go     where a machine can stand
 //	machine.go   New, Step and what all phases share
 //	record.go    the arbiter's record and what makes a swap safe
 //	arbiter.go   swaps, reads and unknown outcomes
@@ -18,6 +21,7 @@
 //	twin.go      the node that holds the guest's checkpoints
 //	start.go     starting, booting from disks, faults and the operator
 //	status.go    the one message that two nodes exchange, and its encoding
+//	guard.go     the conditions that the tests leave out, one at a time
 //
 // # What may call it
 //

@@ -9,7 +9,7 @@ type Epoch uint64
 // EventKind says what an Event is about, and which of its fields count.
 type EventKind uint8
 
-// The events. The functions of the same name build them.
+// The events. Below, a function builds each, and says what it means.
 const (
 	EventStart        EventKind = iota + 1 // the first event of a machine
 	EventTick                              // time has passed

@@ -50,7 +50,7 @@ func TestSearch(t *testing.T) {
 		}
 		t.Run(sc.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSearch(guardNone, sc.left)
+			s := newSearch(sc.left)
 			sc.begin(s.rig)
 			start := s.world
 			if s.visit(); s.violation != "" {
@@ -103,14 +103,14 @@ func scenarios(wider uint8) []scenario {
 	}
 }
 
-func newSearch(off guard, left budget) *search {
+func newSearch(left budget) *search {
 	cfg := simConfig(Arbitrated)
 	// Timers would only multiply the states: what they do early or late is
 	// covered by moves. A status is sent when something changes.
 	cfg.RetryTicks, cfg.SyncTicks = 1, 1
 	cfg.StatusTicks, cfg.AckTicks = 1<<40, 1<<40
 	return &search{
-		rig: newRig(cfg, off), left: left, seen: map[[2]uint64]struct{}{}, limit: 3_000_000,
+		rig: newRig(cfg, guardNone), left: left, seen: map[[2]uint64]struct{}{}, limit: 3_000_000,
 		seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 	}
 }

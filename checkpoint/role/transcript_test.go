@@ -3,7 +3,6 @@ package role
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,16 +25,6 @@ func TestTranscripts(t *testing.T) {
 			return out
 		})
 	})
-}
-
-// transcripts returns the names of the files in testdata.
-func transcripts(t *testing.T) []string {
-	t.Helper()
-	paths, err := filepath.Glob("testdata/*")
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("no transcripts: %v", err)
-	}
-	return paths
 }
 
 // retell plays a transcript with a guard switched off and returns all output.
