@@ -230,16 +230,24 @@ func (m *Member) read(c *conn) error {
 	}
 }
 
-// deliver gives the loop an event and waits until it was handled. False: the connection has ended.
-func (m *Member) deliver(c *conn, ev role.Event) bool {
+// errDropped ends the reader of a connection that this node has dropped.
+var errDropped = errors.New("the connection was dropped")
+
+// deliver gives the loop an event and waits until it was handled. After an error the reader must end, although more frames may have
+// arrived: nobody listens to them any more, and a checkpoint that the loop has accepted must stay staged for a takeover.
+func (m *Member) deliver(c *conn, ev role.Event) error {
 	if !m.mail.put(message{kind: kindEvent, event: ev, conn: c, wait: true}) {
-		return false
+		return errDropped
 	}
 	select {
 	case <-c.handled:
-		return true
 	case <-c.closed:
-		return false
+	}
+	select {
+	case <-c.closed: // by what was handled, perhaps
+		return errDropped
+	default:
+		return nil
 	}
 }
 
@@ -253,8 +261,7 @@ func (m *Member) readStatus(c *conn, h wire.Header, buf []byte) error {
 		return fmt.Errorf("%w: %w", standby.ErrPeer, err)
 	}
 	// What follows on the link may depend on what the loop does with it.
-	m.deliver(c, role.StatusReceived(s))
-	return nil
+	return m.deliver(c, role.StatusReceived(s))
 }
 
 func (m *Member) readAck(c *conn, h wire.Header, buf []byte) error {
@@ -293,12 +300,16 @@ func (m *Member) readEpoch(c *conn, h wire.Header, buf []byte) error {
 	if whole.Ack.Kind == wire.Round {
 		select {
 		case c.out <- outgoing{whole: whole}:
+			return nil
 		case <-c.closed:
+			return errDropped
 		}
-		return nil
 	}
 	c.whole, c.accepted = whole, 0
-	if !m.deliver(c, role.Completed(whole.Session, role.Epoch(whole.Epoch))) || c.accepted != whole.Epoch {
+	if err := m.deliver(c, role.Completed(whole.Session, role.Epoch(whole.Epoch))); err != nil {
+		return err
+	}
+	if c.accepted != whole.Epoch {
 		m.log.LogAttrs(m.ctx, slog.LevelDebug, "checkpoint not acknowledged", slog.Uint64("epoch", whole.Epoch))
 		return nil
 	}
