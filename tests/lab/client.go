@@ -47,9 +47,7 @@ type clientLine struct {
 }
 
 const (
-	udpPrefix = "udp:"
-	// udpTimeout is short, or the longest gap would be about the client's patience and not about the guest.
-	udpTimeout       = 40 * time.Millisecond
+	udpPrefix        = "udp:"
 	clientStatsEvery = 200 * time.Millisecond
 	// clientPace leaves the emulated guest time for something else than answering.
 	clientPace = 2 * time.Millisecond
@@ -72,12 +70,13 @@ func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer
 	if rest, ok := strings.CutPrefix(address, udpPrefix); ok {
 		address, network = rest, "udp"
 		load.TCP, load.UDP = 0, 2
-		load.UDPTimeout = udpTimeout
 	}
 	load.Address = address
-	if err := waitForServer(ctx, network, address); err != nil {
+	roundTrip, err := waitForServer(ctx, network, address)
+	if err != nil {
 		return err
 	}
+	load.UDPTimeout = udpTimeout(roundTrip)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &client{history: history.New(), out: json.NewEncoder(out), stop: cancel}
@@ -93,32 +92,44 @@ func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer
 	return c.report(loadErr)
 }
 
-// waitForServer waits until the server answers.
-func waitForServer(ctx context.Context, network, address string) error {
+// udpTimeout is how long a client waits until it asks again. Much more than a round trip, or a slow guest's answers would all
+// come too late; but not more than that, or the longest gap would be about the client's patience and not about the guest.
+func udpTimeout(roundTrip time.Duration) time.Duration {
+	const most, least, trips = 5 * time.Second, 40 * time.Millisecond, 4
+	return min(max(trips*roundTrip, least), most)
+}
+
+// waitForServer waits until the server answers, and returns the longest of a few round trips.
+func waitForServer(ctx context.Context, network, address string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, clientPatience)
 	defer cancel()
 	for {
-		err := tryServer(ctx, network, address)
+		roundTrip, err := tryServer(ctx, network, address)
 		if err == nil {
-			return nil
+			return roundTrip, nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("lab client: no answer from %s: %w", address, err)
+			return 0, fmt.Errorf("lab client: no answer from %s: %w", address, err)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
 
-func tryServer(ctx context.Context, network, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+func tryServer(ctx context.Context, network, address string) (longest time.Duration, err error) {
+	const tries, patience = 5, 15 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := register.Dial(ctx, network, address, register.ClientOptions{})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = c.Read(ctx, 0)
-	return errors.Join(err, c.Close())
+	for n := 0; n < tries && err == nil; n++ {
+		sent := time.Now()
+		_, err = c.Read(ctx, 0)
+		longest = max(longest, time.Since(sent))
+	}
+	return longest, errors.Join(err, c.Close())
 }
 
 type client struct {

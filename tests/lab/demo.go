@@ -364,6 +364,7 @@ func (d *demo) traffic(ctx context.Context) (err error) {
 		return fmt.Errorf("demo: right before the loss the guest is not protected: host-a is %q", s.Pair.Phase)
 	}
 	d.report.Epochs = s.Pair.Stats.Commits
+	d.cfg.Logger.Debug("right before the loss", "status", fmt.Sprintf("%+v", s))
 	return nil
 }
 
@@ -396,6 +397,7 @@ func (d *demo) lose(ctx context.Context) (time.Time, error) {
 	for {
 		s, err := d.lab.VMStatus(ctx, HostB, controlPath)
 		if err == nil && s.Pair.Active {
+			d.cfg.Logger.Debug("takeover", "status", fmt.Sprintf("%+v", s))
 			d.report.TakeoverMS = milliseconds(time.Since(began))
 			d.say("host-b runs the guest, %.0f ms after the loss (generation %d%s).", d.report.TakeoverMS, s.Pair.Generation, s.took())
 			return lost, nil

@@ -134,6 +134,7 @@ func (l *Lab) Guard(ctx context.Context) (guarded context.Context, stop func(), 
 		if state.Nodes[node].Power != PowerOn {
 			continue
 		}
+		wg.Go(func() { l.nudge(node, guarded.Done()) })
 		wg.Go(func() {
 			if died := l.watch(guarded, node); died != nil {
 				cancel(died)

@@ -151,6 +151,7 @@ func (l *Lab) Begin(ctx context.Context, node string, c Command, stdout, stderr 
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	go l.hangUp(node, s)
+	go l.nudge(node, s.done)
 	go func() {
 		defer close(s.done)
 		defer conn.Close()

@@ -263,8 +263,8 @@ func SoakSettings(allIn, modular, moduleDir string) []Setting {
 		with("two-cpus", func(e *Emulation) { e.CPUs = 2 }),
 		with("two-cpus-plain", func(e *Emulation) { e.CPUs, e.Args = 2, []string{} }),
 		with("two-cpus-one-thread", func(e *Emulation) { e.CPUs, e.Thread = 2, "single" }),
-		with("xsave", func(e *Emulation) { e.CPU = "max" }),
-		with("epyc", func(e *Emulation) { e.CPU = "EPYC,-xsave" }),
+		with("xsave", func(e *Emulation) { e.CPU = "max,-aes,-pclmulqdq" }),
+		with("epyc", func(e *Emulation) { e.CPU = "EPYC,-xsave,-aes,-pclmulqdq" }),
 	}
 	if modular != "" {
 		m := with("modular", func(e *Emulation) { e.ModuleDir = moduleDir })

@@ -188,7 +188,7 @@ func TestQEMUArguments(t *testing.T) {
 		{"-name", "pollux-0123abcd-host-a"},
 		{"-no-reboot"},
 		{"-accel", "tcg,thread=multi"},
-		{"-cpu", "max,-xsave"},
+		{"-cpu", "max,-xsave,-aes,-pclmulqdq"},
 		{"-smp", "1"},
 		{"-m", "1536M"},
 		{"-chardev", "file,id=console,path=/a,,b/console.log"},
