@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
 	"github.com/pollux-ha/pollux/checkpoint/arbiter"
 	"github.com/pollux-ha/pollux/checkpoint/arbiter/arbitertest"
 	"github.com/pollux-ha/pollux/checkpoint/role"
@@ -228,6 +231,58 @@ func TestWitnessOverTLS(t *testing.T) {
 	without := &tls.Config{RootCAs: client.RootCAs}
 	if _, err := arbiter.Dial(t.Context(), arbiter.Config{Endpoints: []string{"https://" + w.Addr().String()}, TLS: without, Timeout: 100 * time.Millisecond}); err == nil {
 		t.Error("a client without a certificate was let in")
+	}
+}
+
+// TestUserAndPassword: an etcd that asks who one is.
+func TestUserAndPassword(t *testing.T) {
+	addr := startWitness(t, t.TempDir(), "127.0.0.1:0").Addr().String()
+	admin, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	ctx := t.Context()
+	_, err = admin.UserAdd(ctx, "root", "secret")
+	if err == nil {
+		_, err = admin.UserGrantRole(ctx, "root", "root")
+	}
+	if err == nil {
+		_, err = admin.AuthEnable(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := func(user, password string) error {
+		c, err := arbiter.Dial(ctx, arbiter.Config{Endpoints: []string{addr}, User: user, Password: password, Logger: quiet()})
+		if err != nil {
+			return err
+		}
+		_, err = c.Swap(ctx, "vm", role.Record{}, record("a"))
+		return errors.Join(err, c.Close())
+	}
+	if err := try("root", "secret"); err != nil {
+		t.Error(err)
+	}
+	for _, wrong := range [][2]string{{"root", "guess"}, {"nobody", "secret"}, {"", ""}} {
+		if err := try(wrong[0], wrong[1]); err == nil || errors.Is(err, arbiter.ErrUnanswered) || !strings.Contains(err.Error(), addr) {
+			t.Errorf("user %q with password %q: %v", wrong[0], wrong[1], err)
+		}
+	}
+}
+
+// TestSeveralEndpoints: one member of the cluster is away.
+func TestSeveralEndpoints(t *testing.T) {
+	addr := startWitness(t, t.TempDir(), "127.0.0.1:0").Addr().String()
+	c, err := arbiter.Dial(t.Context(), arbiter.Config{Endpoints: []string{"127.0.0.1:1", addr}, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 20 {
+		if _, err := c.Read(t.Context(), "vm"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

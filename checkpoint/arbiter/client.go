@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -169,7 +170,13 @@ func recordKey(vm string) (string, error) {
 
 // definite reports whether the error says that the server refused the request before it did anything.
 func definite(err error) bool {
-	switch status.Code(err) {
+	code := status.Code(err)
+	// The client turns the statuses that it knows into errors of its own.
+	var known rpctypes.EtcdError
+	if errors.As(err, &known) {
+		code = known.Code()
+	}
+	switch code {
 	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented, codes.FailedPrecondition:
 		return true
 	}

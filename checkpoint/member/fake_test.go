@@ -297,6 +297,7 @@ type fakeHost struct {
 	node        string
 	description string
 	memory      uint64
+	capacity    int // of the output, in bytes
 	twinError   error
 	change      func(*fakeMachine)
 
@@ -309,7 +310,11 @@ func (h *fakeHost) build(description string) (*Guest, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.number++
-	buffer, err := netbuffer.NewBuffer(1<<20, sink{h.w, fmt.Sprintf("%s.%d", h.node, h.number)}, slog.New(slog.DiscardHandler))
+	capacity := h.capacity
+	if capacity == 0 {
+		capacity = 1 << 20
+	}
+	buffer, err := netbuffer.NewBuffer(capacity, sink{h.w, fmt.Sprintf("%s.%d", h.node, h.number)}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
