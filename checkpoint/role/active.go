@@ -68,6 +68,13 @@ func (m *Machine) onAcked(session uint64, n Epoch) {
 		return
 	}
 	m.acked, m.waited = n, 0
+	m.proceed()
+}
+
+// proceed does what the twin's holding an epoch allows: what may leave leaves,
+// before a swap that might end the right to release it.
+func (m *Machine) proceed() {
+	m.release()
 	m.advance()
 	m.release()
 }
@@ -78,7 +85,9 @@ func (m *Machine) advance() {
 	case m.phase == PhaseClosing && m.first != 0 && m.need(guardAckFinal, m.acked >= m.first):
 		m.enter(PhasePairing)
 	case m.phase == PhaseHandover && m.last != 0 && m.need(guardLastAcked, m.acked >= m.last):
-		m.enter(PhaseHanding)
+		if m.need(guardAwake, !m.verify) {
+			m.enter(PhaseHanding)
+		}
 	}
 }
 
@@ -90,7 +99,7 @@ func (m *Machine) release() {
 		return
 	}
 	switch m.phase {
-	case PhasePairing, PhaseProtected, PhaseHandover, PhaseHanding:
+	case PhasePairing, PhaseProtected, PhaseHandover:
 	case PhaseReverting:
 		if m.on(guardReverting) {
 			return
@@ -248,7 +257,7 @@ func (m *Machine) judgeTwin() {
 func (m *Machine) standsBy() {
 	if m.verify && m.need(guardFreshTwin, m.peerHeard >= m.verifySeq) {
 		m.verify = false
-		m.release()
+		m.proceed()
 	}
 }
 

@@ -125,7 +125,7 @@ func (m *Machine) onObserved(request uint64, r Record) {
 	if answer {
 		m.answered(asked, news)
 	}
-	m.release()
+	m.proceed()
 }
 
 // answered goes on with what waited for a sign of life from the arbiter. asked

@@ -25,6 +25,7 @@ const (
 	guardAckBound    // nor do those of epochs that were never captured
 	guardFence       // a copy that the record doesn't name is destroyed
 	guardLastAcked   // the guest is handed over only after the last epoch
+	guardAwake       // and only by a node that knows that it hasn't been replaced in its sleep
 	guardAskFirst    // and only if the arbiter has just answered
 	guardReverted    // and only a newer record says that it can't any more
 	guardHandRevert  // an unanswered handover is made impossible before going on

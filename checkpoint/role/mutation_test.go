@@ -31,6 +31,7 @@ var guardTests = [guardCount]struct {
 	guardAckBound:    {"ack-bound", false, "nonsense_primary"},
 	guardFence:       {"fence", true, "primary_loses_the_tie"},
 	guardLastAcked:   {"last-acked", false, "switchover"},
+	guardAwake:       {"awake", false, "asleep_in_a_switchover"},
 	guardAskFirst:    {"ask-first", false, "switchover_refused"},
 	guardReverted:    {"reverted", false, "switchover_unanswered"},
 	guardHandRevert:  {"hand-revert", false, "switchover_unanswered_lands"},
