@@ -319,3 +319,19 @@ func TestLargeMachine(t *testing.T) {
 	}
 	thaw(t, m)
 }
+
+// A machine whose guest has just ended it can't be frozen any more, although Run is still waiting for threads: its state would be that of
+// a guest that believes to be switched off.
+func TestFreezeEndedMachine(t *testing.T) {
+	m, _ := newTestMachine(t, testConfig(t, 2))
+	program(t, m, progSpin, nil)
+	running(t, m)
+	eventually(t, "guest counts", func() bool { return counter(t, m, guestData) > 0 })
+	m.mu.Lock() // Run can't finish
+	m.Stop("as a handler does")
+	err := m.hold()
+	m.mu.Unlock()
+	if !errors.Is(err, ErrOver) {
+		t.Errorf("freeze: %v, want %v", err, ErrOver)
+	}
+}

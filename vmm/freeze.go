@@ -77,6 +77,13 @@ func (m *Machine) hold() error {
 	if err := m.gate.close(); err != nil {
 		return m.broken(fmt.Errorf("freeze machine: %w", err))
 	}
+	select {
+	case <-m.ended:
+		// In its last instructions the guest has switched itself off. A twin that went on from behind them would never end.
+		m.holds--
+		return fmt.Errorf("freeze machine: %w", ErrOver)
+	default:
+	}
 	if err := m.vmState.readClock(m.vm); err != nil {
 		return m.broken(fmt.Errorf("freeze machine: %w", err))
 	}
