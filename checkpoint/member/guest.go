@@ -246,6 +246,7 @@ func (m *Member) ended(g *guest, err error) {
 		m.fault("run the VM", err)
 		return
 	}
+	g.running = false // there is nothing left to pause or to resume
 	m.log.Info("the guest has stopped")
 	m.pending = append(m.pending, role.GuestStopped())
 }
