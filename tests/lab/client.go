@@ -95,7 +95,7 @@ func ClientMain(ctx context.Context, address string, in io.Reader, out io.Writer
 // udpTimeout is how long a client waits until it asks again. Much more than a round trip, or a slow guest's answers would all
 // come too late; but not more than that, or the longest gap would be about the client's patience and not about the guest.
 func udpTimeout(roundTrip time.Duration) time.Duration {
-	const most, least, trips = 5 * time.Second, 40 * time.Millisecond, 4
+	const most, least, trips = 3 * time.Second, 40 * time.Millisecond, 2
 	return min(max(trips*roundTrip, least), most)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -150,13 +151,17 @@ func (l *Lab) Begin(ctx context.Context, node string, c Command, stdout, stderr 
 		stderr = io.Discard
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	go l.hangUp(node, s)
-	go l.nudge(node, s.done)
 	go func() {
 		defer close(s.done)
 		defer conn.Close()
 		defer stop()
+		over := make(chan struct{})
+		var company sync.WaitGroup
+		company.Go(func() { l.hangUp(node, conn, over) })
+		company.Go(func() { l.nudge(node, over) })
 		s.err = s.output(stdout, stderr)
+		close(over)
+		company.Wait()
 		if s.err != nil && ctx.Err() != nil {
 			s.err = errors.Join(context.Cause(ctx), s.err)
 		}
@@ -164,19 +169,20 @@ func (l *Lab) Begin(ctx context.Context, node string, c Command, stdout, stderr 
 	return s, nil
 }
 
-// hangUp ends a session when its node's process is gone, which the connection would tell only much later.
-func (l *Lab) hangUp(node string, s *Session) {
+// hangUp closes a connection when the process of the node is gone, which the connection itself would tell only much later. It
+// watches until over is closed.
+func (l *Lab) hangUp(node string, conn net.Conn, over <-chan struct{}) {
 	t := time.NewTicker(heartbeatEvery)
 	defer t.Stop()
 	for {
 		select {
-		case <-s.done:
+		case <-over:
 			return
 		case <-t.C:
 		}
 		state, err := l.stateOf(node)
 		if err != nil || !state.Nodes[node].Process.Alive() {
-			s.conn.Close()
+			conn.Close()
 			return
 		}
 	}

@@ -571,3 +571,13 @@ func TestCheckingClientOutput(t *testing.T) {
 		t.Errorf("a line that isn't JSON: %v, %v", err, c.bad)
 	}
 }
+
+func TestUDPTimeout(t *testing.T) {
+	for roundTrip, want := range map[time.Duration]time.Duration{
+		time.Millisecond: 40 * time.Millisecond, 300 * time.Millisecond: 600 * time.Millisecond, time.Minute: 3 * time.Second,
+	} {
+		if got := udpTimeout(roundTrip); got != want {
+			t.Errorf("round trip of %v: %v, want %v", roundTrip, got, want)
+		}
+	}
+}
