@@ -65,6 +65,8 @@ func (s *WriterSink) Close() error {
 	if d, ok := s.w.(interface{ SetWriteDeadline(time.Time) error }); ok {
 		// Files on a disk and most terminals have no deadlines and say so; they are not slow for ever either.
 		_ = d.SetWriteDeadline(time.Now().Add(2 * time.Second))
+		// The writer may be somebody else's next.
+		defer func() { _ = d.SetWriteDeadline(time.Time{}) }()
 	}
 	<-s.done
 	s.mu.Lock()

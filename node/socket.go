@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 )
 
 // socketTerminal is a console on a Unix socket: who connected last sees what the guest prints from then on, and types.
@@ -38,6 +39,17 @@ func (t *socketTerminal) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// SetWriteDeadline bounds what is being written: a console that ends asks for it, so that a user who doesn't read can't keep this host
+// from giving a machine up.
+func (t *socketTerminal) SetWriteDeadline(at time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.conn == nil {
+		return nil
+	}
+	return t.conn.SetWriteDeadline(at)
 }
 
 // Run implements terminal.
