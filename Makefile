@@ -58,8 +58,9 @@ fuzz: ## run every fuzz target for FUZZTIME (30s) each
 	    echo "$$t ($$(dirname $$f))"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f); done; done
 
 RUNS ?= 1000000
-explore: ## simulate RUNS (1000000) random histories of the role protocol
-	go test ./checkpoint/role -run TestSimulation -timeout 0 -v -args -role.runs=$(RUNS)
+FROM ?= 1
+explore: ## simulate RUNS (1000000) random histories of the role protocol, from seed FROM (1)
+	go test ./checkpoint/role -run 'TestSimulation$$' -timeout 0 -v -args -role.runs=$(RUNS) -role.from=$(FROM)
 
 SOAK_RUNS ?= 30
 SOAK_TIME ?= 2m
