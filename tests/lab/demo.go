@@ -110,10 +110,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if cause := context.Cause(guarded); err != nil && cause != nil {
 		err = errors.Join(cause, err) // a node that died, or Ctrl-C
 	}
-	if err = d.lab.Explain(err); err != nil {
-		d.keepLogs()
+	if err == nil || ctx.Err() != nil {
+		return err // all is well, or nobody wants to know
 	}
-	return err
+	d.keepLogs()
+	return d.lab.Explain(err)
 }
 
 func (d *demo) up(ctx context.Context) (err error) {

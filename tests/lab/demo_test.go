@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,36 @@ func buildPollux(t *testing.T) string {
 		t.Fatalf("build pollux: %v\n%s", err, out)
 	}
 	return path
+}
+
+// TestDemoStopped ends a demo in the middle, as Ctrl-C does: nothing is left of it.
+func TestDemoStopped(t *testing.T) {
+	testtier.Lab(t)
+	testtier.Machine(t)
+	elf, err := bare.Ensure(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := testLogger(t)
+	dir := filepath.Join(t.TempDir(), "lab")
+	binary := buildPollux(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	_, err = Demo(ctx, DemoConfig{
+		Lab:         Config{Dir: dir, Backend: Namespaces, Binary: binary, Logger: log},
+		GuestKernel: elf, KernelName: "bare", Before: time.Hour, Out: t.Output(), Logger: log,
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a demo that was stopped gives %v", err)
+	}
+	for _, what := range append(Nodes(), switchNamespace) {
+		if name := namespaceName(labID(dir), what); namespaceExists(name) {
+			t.Errorf("network namespace %s is left", name)
+		}
+	}
+	if _, err := Open(dir, log); !errors.Is(err, errNoState) {
+		t.Errorf("the state of the lab is left: %v", err)
+	}
 }
 
 // TestDemoBare is the demo with the bare guest in namespaces, on this machine's own KVM of whatever kind.
