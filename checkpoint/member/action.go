@@ -1,6 +1,7 @@
 package member
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -153,12 +154,16 @@ func (e engineEvents) Captured(epoch uint64, asked bool) {
 
 // beginStandby gets ready to receive a session.
 func (m *Member) beginStandby(session uint64) {
-	if m.guest == nil || m.guest.receiver == nil {
-		// The peer said hello when there was something else here, or it had no machine yet. On the next hello there will be one.
+	g, c := m.guest, m.conn
+	if c == nil {
+		return // the role machine is about to hear of it
+	}
+	if g == nil || g.receiver == nil || !bytes.Equal(g.description, c.hello.Description) {
+		// When the peer said hello there was a copy here that had to stay. On the next hello there will be a machine like the peer's.
 		m.dropConn("meet the peer's machine")
 		return
 	}
-	m.guest.receiver.Begin(session)
+	g.receiver.Begin(session)
 }
 
 // ask puts a question to the arbiter and lets the answer come as an event.

@@ -142,12 +142,27 @@ func (p *pair) await(what string, cond func() bool) {
 	}
 }
 
-// awaitProtected waits until one of the two is protected by the other.
+// awaitProtected waits until one of the two is protected by the other, and has had some epochs acknowledged since: a connection
+// whose bytes were damaged or swallowed may look well until then.
 func (p *pair) awaitProtected() {
 	p.t.Helper()
+	var active *node
+	var commits uint64
 	p.await("protection", func() bool {
 		a, b := p.a.phase(), p.b.phase()
-		return a == role.PhaseProtected && b == role.PhaseStandby || b == role.PhaseProtected && a == role.PhaseStandby
+		now := p.a
+		switch {
+		case a == role.PhaseProtected && b == role.PhaseStandby:
+		case b == role.PhaseProtected && a == role.PhaseStandby:
+			now = p.b
+		default:
+			active = nil
+			return false
+		}
+		if now != active {
+			active, commits = now, now.Status().Stats.Commits
+		}
+		return active.Status().Stats.Commits >= commits+5
 	})
 }
 
