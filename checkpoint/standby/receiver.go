@@ -44,6 +44,7 @@ type Receiver struct {
 	// while the link is read.
 	mu      sync.Mutex
 	session uint64 // accepted; 0: none
+	begun   bool   // nothing of session has been received yet
 	staged  uint64 // epoch that is whole in staging and not applied; 0: none
 	applied uint64 // epoch that the image is at; 0: none
 
@@ -88,7 +89,7 @@ func (r *Receiver) Close() error {
 func (r *Receiver) Begin(session uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.session, r.staged, r.applied = session, 0, 0
+	r.session, r.begun, r.staged, r.applied = session, true, 0, 0
 }
 
 // Drop forgets the copy.
@@ -112,9 +113,14 @@ type Whole struct {
 // returned: a round is to be acknowledged; a checkpoint is to be acknowledged and applied, or dropped, before the next call. An
 // error that wraps ErrPeer or one of wire's ends the connection.
 func (r *Receiver) Receive(h wire.Header, in *wire.Reader) (whole Whole, done bool, err error) {
-	if !r.accepts(h.Session) {
+	accepted, first := r.accepts(h.Session)
+	if !accepted {
 		// Left over from a session that has ended.
 		return Whole{}, false, in.Skip(r.small[:])
+	}
+	if first {
+		// An earlier session may have ended in the middle of an epoch, and another peer may count its sessions alike.
+		r.assembler = wire.Assembler{}
 	}
 	switch h.Type {
 	case wire.TypeEpochBegin:
@@ -129,10 +135,15 @@ func (r *Receiver) Receive(h wire.Header, in *wire.Reader) (whole Whole, done bo
 	return Whole{}, false, fmt.Errorf("%w: %v within an epoch", ErrPeer, h.Type)
 }
 
-func (r *Receiver) accepts(session uint64) bool {
+// accepts reports whether frames of the session are expected, and whether this is its first one.
+func (r *Receiver) accepts(session uint64) (accepted, first bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return session != 0 && session == r.session
+	if session == 0 || session != r.session {
+		return false, false
+	}
+	first, r.begun = r.begun, false
+	return true, first
 }
 
 func (r *Receiver) onBegin(h wire.Header, in *wire.Reader) error {
