@@ -16,7 +16,7 @@ import (
 
 const (
 	// handshakeTimeout bounds dialling and the TLS handshake.
-	handshakeTimeout = 5 * time.Second
+	handshakeTimeout = 10 * time.Second
 	// writeTimeout bounds one write to the socket. Whether the peer is lost is found out much sooner, by its silence; this
 	// only ends a write to a peer that talks but doesn't listen.
 	writeTimeout = 10 * time.Second

@@ -3,7 +3,6 @@ package member
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
 
 	"github.com/pollux-ha/pollux/checkpoint/primary"
@@ -182,14 +181,16 @@ func (m *Member) ask(a role.Action) {
 			err = r.Validate()
 		}
 		if err != nil {
-			if m.ctx.Err() == nil {
-				m.log.Warn("no answer from the arbiter", "request", a.String(), "error", err)
+			// Once for each reason: it is asked again and again.
+			if m.setArbiter(err.Error()) && m.ctx.Err() == nil {
+				m.log.Warn("no answer from the arbiter; asking on", "request", a.String(), "error", err)
 			}
-			m.setArbiter(fmt.Sprint(err))
 			m.operator(role.Unanswered(a.Request))
 			return
 		}
-		m.setArbiter("")
+		if m.setArbiter("") {
+			m.log.Info("the arbiter answers")
+		}
 		m.operator(role.Observed(a.Request, r))
 	})
 }

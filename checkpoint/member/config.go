@@ -85,7 +85,7 @@ type Config struct {
 
 	Heartbeat time.Duration // DefaultHeartbeat if 0
 	Misses    int           // silent heartbeats until the peer counts as lost; DefaultMisses if 0
-	// Grey is how long a twin may make no progress with acknowledgements; DefaultGrey if 0.
+	// Grey is how long a twin may make no progress with acknowledgements. 0: DefaultGrey, or longer if the heartbeats are slow.
 	Grey time.Duration
 	// ArbiterTimeout is how long a request's answer is waited for; DefaultArbiterTimeout if 0.
 	ArbiterTimeout time.Duration
@@ -102,6 +102,9 @@ const (
 	DefaultGrey           = 3 * time.Second
 	DefaultArbiterTimeout = 500 * time.Millisecond
 )
+
+// greySilences is the least default for Grey, in times that a peer may be silent.
+const greySilences = 20
 
 // tick is the role machine's unit of time.
 const tick = 10 * time.Millisecond
@@ -147,7 +150,8 @@ func (c *Config) setDefaults() {
 		c.Misses = DefaultMisses
 	}
 	if c.Grey == 0 {
-		c.Grey = DefaultGrey
+		// Hosts that are slow with heartbeats are slow with epochs too.
+		c.Grey = max(DefaultGrey, greySilences*c.silence())
 	}
 	if c.ArbiterTimeout == 0 {
 		c.ArbiterTimeout = DefaultArbiterTimeout

@@ -44,10 +44,13 @@ func (m *Member) note() {
 	}
 }
 
-func (m *Member) setArbiter(s string) {
+// setArbiter notes why the arbiter gave no answer, or that it did, and reports whether that is news.
+func (m *Member) setArbiter(s string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	news := m.status.Arbiter != s
 	m.status.Arbiter = s
+	return news
 }
 
 // Status tells where the member stands. It may be called from any goroutine, before, during and after Run.

@@ -63,7 +63,7 @@ func receive(b []byte) (img image, state []byte, digests []uint32, err error) {
 	img = image{}
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return img, state, digests, nil
 		}
 		if err != nil {
