@@ -51,8 +51,7 @@ func run(ctx context.Context) error {
 			name: "unit and machine tiers, with the race detector", packages: near, require: "machine", cgo: true,
 			flags: []string{"-race", "-timeout", "20m"},
 		},
-		// One package at a time: emulated hosts need the processors for themselves.
-		{name: "lab tier", packages: lab, require: "machine,lab", flags: []string{"-p", "1", "-timeout", "30m"}},
+		{name: "lab tier", packages: lab, require: "machine,lab", flags: []string{"-timeout", "30m"}},
 	}
 	if kvm != nil {
 		fmt.Printf("machine tier: %v; its tests run inside an emulated host\n", kvm)
@@ -105,7 +104,8 @@ func (s stage) run(ctx context.Context, sum *tally) error {
 	if len(s.packages) == 0 {
 		return nil
 	}
-	args := append([]string{"test", "-json"}, s.flags...)
+	// One package at a time: pairs of machines and emulated hosts need the processors for themselves.
+	args := append([]string{"test", "-json", "-p", "1"}, s.flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, s.packages...)...)
 	cmd.Env = append(os.Environ(), testtier.RequireEnv+"="+s.require)
 	if s.cgo {

@@ -26,7 +26,7 @@ import (
 var cache = filepath.Join("..", "..", "build", "kernels")
 
 const (
-	bootPatience  = 4 * time.Minute // a nested guest in software emulation, on a machine that is busy
+	bootPatience  = 8 * time.Minute // a nested guest in software emulation, on a machine that is busy
 	shellPatience = time.Minute
 	disk          = lab.WorkDir + "/disk"
 	control       = lab.WorkDir + "/control"
