@@ -268,9 +268,7 @@ func TestSlowLink(t *testing.T) {
 	if most > 2 {
 		t.Errorf("%d epochs captured and not acknowledged", most)
 	}
-	if p.a.Status().Stats.Commits == before {
-		t.Error("nothing was committed")
-	}
+	p.await("an epoch to get through", func() bool { return p.a.Status().Stats.Commits > before })
 	p.proxy.slow.Store(0)
 	p.awaitProtected()
 	p.awaitFrames(100)
