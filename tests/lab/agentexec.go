@@ -49,7 +49,8 @@ func (a *agent) exec(ctx context.Context, conn net.Conn, c *Command) error {
 		return refuse(conn, fmt.Errorf("exec %s: %w", c.Args[0], err))
 	}
 	if err := writeMessage(conn, answer{PID: cmd.Process.Pid}); err != nil {
-		return errors.Join(err, killGroup(cmd.Process.Pid), a.children.wait(cmd))
+		killGroup(cmd.Process.Pid)
+		return errors.Join(err, a.children.wait(cmd))
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { feed(conn, cmd.Process.Pid, stdin) })
@@ -93,12 +94,10 @@ func feed(conn net.Conn, pid int, stdin io.WriteCloser) {
 	}
 }
 
-func killGroup(pid int) error {
-	err := unix.Kill(-pid, unix.SIGKILL)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
+// killGroup kills a command's process group. There is nothing to do about an error: root may signal every process, and a group
+// that is gone already is what was wanted.
+func killGroup(pid int) {
+	_ = unix.Kill(-pid, unix.SIGKILL)
 }
 
 func exitStatus(err error) exit {
