@@ -254,7 +254,10 @@ func TestUserAndPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	try := func(user, password string) error {
-		c, err := arbiter.Dial(ctx, arbiter.Config{Endpoints: []string{addr}, User: user, Password: password, Logger: quiet()})
+		c, err := arbiter.Dial(ctx, arbiter.Config{
+			Endpoints: []string{addr}, User: user, Password: password, Logger: quiet(),
+			Timeout: 20 * time.Second, // etcd hashes passwords with bcrypt, which takes seconds under the race detector
+		})
 		if err != nil {
 			return err
 		}

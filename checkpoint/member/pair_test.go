@@ -78,7 +78,7 @@ func (p *pair) config(name string, h *fakeHost) Config {
 	}
 	return Config{
 		VM: "vm", Node: name, Host: h, Arbiter: p.arbiter, Credentials: creds, Pace: pace, AreaPages: 64,
-		Heartbeat: 20 * time.Millisecond, Misses: 15, Logger: testLogger(),
+		Heartbeat: 20 * time.Millisecond, Misses: 40, Logger: testLogger(),
 	}
 }
 
