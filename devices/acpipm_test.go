@@ -50,9 +50,9 @@ func in16(h devices.Handler, offset uint64) uint16 {
 	return binary.LittleEndian.Uint16(p[:])
 }
 
-func in32(h devices.Handler, offset uint64) uint32 {
+func readTimer(h devices.Handler) uint32 {
 	var p [4]byte
-	h.Read(offset, p[:])
+	h.Read(pmTimer, p[:])
 	return binary.LittleEndian.Uint32(p[:])
 }
 
@@ -132,12 +132,12 @@ func TestACPITimer(t *testing.T) {
 		{1200 * time.Second, 4295454000 - 1<<32},
 	} {
 		p.now = time.Hour + c.at
-		if got := in32(p, pmTimer); got != c.want {
+		if got := readTimer(p); got != c.want {
 			t.Errorf("after %v the timer is at %d, want %d", c.at, got, c.want)
 		}
 	}
 	p.now = 0
-	if got := in32(p, pmTimer); got != 0 {
+	if got := readTimer(p); got != 0 {
 		t.Errorf("with a clock that went back the timer is at %d", got)
 	}
 }
@@ -152,15 +152,15 @@ func TestACPITimerContinues(t *testing.T) {
 	p.now += time.Minute
 	twin.now += time.Minute
 	twin.Thaw()
-	if got := in32(twin, pmTimer); got != 10*pmTimerHz {
+	if got := readTimer(twin); got != 10*pmTimerHz {
 		t.Errorf("the twin's timer is at %d, want %d", got, 10*pmTimerHz)
 	}
 	twin.now += time.Second
-	if got := in32(twin, pmTimer); got != 11*pmTimerHz {
+	if got := readTimer(twin); got != 11*pmTimerHz {
 		t.Errorf("a second later the twin's timer is at %d, want %d", got, 11*pmTimerHz)
 	}
 	p.Thaw()
-	if got := in32(p, pmTimer); got != 70*pmTimerHz {
+	if got := readTimer(p); got != 70*pmTimerHz {
 		t.Errorf("a machine that only paused has its timer at %d, want %d", got, 70*pmTimerHz)
 	}
 }
@@ -209,7 +209,7 @@ func TestACPIPMConformance(t *testing.T) {
 				if got := in16(p, pm1Status); got != buttonBit|timerBit {
 					t.Errorf("status is %#x", got)
 				}
-				if got := in32(p, pmTimer); got != 1200*pmTimerHz-1<<32 {
+				if got := readTimer(p); got != 1200*pmTimerHz-1<<32 {
 					t.Errorf("timer is at %d", got)
 				}
 				out16(p, pm1Status, buttonBit|timerBit)

@@ -53,7 +53,7 @@ func TestStuckConsoleUser(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		user.Close()
-		<-ended
+		_ = <-ended // late is bad enough
 		t.Error("the console's end waits for its user")
 	}
 }

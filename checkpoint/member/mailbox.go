@@ -18,7 +18,6 @@ type message struct {
 	reply chan error  // prepare, operator
 	guest *guest      // ended
 	err   error       // ended, lost
-	what  string      // for the log
 }
 
 type messageKind uint8

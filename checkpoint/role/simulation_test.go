@@ -131,8 +131,15 @@ var ordinary = [...]struct {
 	kind  moveKind
 	times int
 }{
-	{moveDeliver, 40}, {moveExecute, 14}, {moveAnswer, 14}, {moveConnect, 6}, {moveHear, 10}, {moveTick, 10},
-	{moveSyncReady, 6}, {moveWork, 10}, {moveCapture, 12},
+	{moveDeliver, 40},
+	{moveExecute, 14},
+	{moveAnswer, 14},
+	{moveConnect, 6},
+	{moveHear, 10},
+	{moveTick, 10},
+	{moveSyncReady, 6},
+	{moveWork, 10},
+	{moveCapture, 12},
 }
 
 // mishaps is what may go wrong.

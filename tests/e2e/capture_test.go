@@ -21,7 +21,7 @@ import (
 // since anew: had one frame of an uncommitted epoch left before, its number would be on the wire twice. So every number is
 // there at most once, and numbers only go up.
 func TestNoUncommittedFrameOnTheWire(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	path := filepath.Join(p.dir, "clients.pcap")
 	file, err := os.Create(path)
 	if err != nil {
@@ -47,7 +47,7 @@ func TestNoUncommittedFrameOnTheWire(t *testing.T) {
 		if i%2 == 0 {
 			p.a = p.primary("a")
 		} else {
-			p.b = p.standby("b")
+			p.b = p.standby()
 		}
 	}
 	stats := l.end()

@@ -119,8 +119,8 @@ type pair struct {
 	interval time.Duration
 }
 
-// newPair sets up the bridge and starts witness, standby and primary. The guest's command line is the bare guest's.
-func newPair(t *testing.T, cmdline string) *pair {
+// newPair sets up the bridge and starts witness, standby and primary. The guest is the bare one.
+func newPair(t *testing.T) *pair {
 	t.Helper()
 	testtier.Machine(t)
 	if os.Geteuid() != 0 {
@@ -130,7 +130,7 @@ func newPair(t *testing.T, cmdline string) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pair{t: t, dir: t.TempDir(), elf: elf, cmdline: cmdline, interval: 25 * time.Millisecond}
+	p := &pair{t: t, dir: t.TempDir(), elf: elf, cmdline: serving, interval: 25 * time.Millisecond}
 	if p.pki, err = tlstest.New(p.dir); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func newPair(t *testing.T, cmdline string) *pair {
 		}
 		return err == nil
 	})
-	p.b = p.standby("b")
+	p.b = p.standby()
 	p.a = p.primary("a")
 	return p
 }
@@ -205,7 +205,8 @@ func (p *pair) primary(name string) *process {
 	return p.start(name, j)
 }
 
-func (p *pair) standby(name string) *process {
+func (p *pair) standby() *process {
+	const name = "b"
 	j := p.job(name)
 	j.Kind, j.Listen = "standby", peerAddr
 	j.Spec.MemoryBytes, j.Spec.CPUs, j.Spec.Kernel, j.Spec.Cmdline = 0, 0, "", ""

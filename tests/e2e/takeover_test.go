@@ -81,7 +81,7 @@ func (p *pair) checkConsole(names ...string) {
 
 // TestPrimaryIsKilled: the primary's process is gone in mid-traffic. Clients see a gap, and nothing else.
 func TestPrimaryIsKilled(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	p.awaitProtected(p.a, p.b)
 	l := p.load()
 	l.awaitAnswers(500)
@@ -107,7 +107,7 @@ func TestPrimaryIsKilled(t *testing.T) {
 
 // TestFailoversBackAndForth: whoever runs the guest is killed, comes back as the other's twin, and so on.
 func TestFailoversBackAndForth(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	l := p.load()
 	for i := range 4 {
 		active, twin := p.a, p.b
@@ -122,7 +122,7 @@ func TestFailoversBackAndForth(t *testing.T) {
 		if i%2 == 0 {
 			p.a = p.primary("a")
 		} else {
-			p.b = p.standby("b")
+			p.b = p.standby()
 		}
 	}
 	p.awaitProtected(p.a, p.b)
@@ -133,13 +133,13 @@ func TestFailoversBackAndForth(t *testing.T) {
 
 // TestTwinIsKilled: the twin is gone and a new one comes. Clients must not notice more than a pause.
 func TestTwinIsKilled(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	p.awaitProtected(p.a, p.b)
 	l := p.load()
 	for range 3 {
 		p.b.kill()
 		l.awaitAnswers(200)
-		p.b = p.standby("b")
+		p.b = p.standby()
 		p.awaitProtected(p.a, p.b)
 		l.awaitAnswers(200)
 	}
@@ -151,7 +151,7 @@ func TestTwinIsKilled(t *testing.T) {
 // TestPrimarySleeps: the primary stands still for longer than its twin waits, and wakes up believing that it is still primary. Not one
 // answer of its own may reach a client.
 func TestPrimarySleeps(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	p.awaitProtected(p.a, p.b)
 	l := p.load()
 	p.a.signal(unix.SIGSTOP)
@@ -168,7 +168,7 @@ func TestPrimarySleeps(t *testing.T) {
 
 // TestWitnessIsAway: without the witness protection goes on; with it back, a takeover works.
 func TestWitnessIsAway(t *testing.T) {
-	p := newPair(t, serving)
+	p := newPair(t)
 	p.awaitProtected(p.a, p.b)
 	l := p.load()
 	p.witness.kill()

@@ -329,7 +329,7 @@ func (m *machine) close() error {
 	if !m.over {
 		for range m.lines { // until the command's output has ended
 		}
-		<-m.ended
+		_ = <-m.ended // it was cut off
 	}
 	return err
 }

@@ -131,7 +131,7 @@ func pvhELF(o elfOptions) []byte {
 		word(p, f.pMemsz, memory)
 		return p
 	}
-	b := append(header, program(elfNote, noteAt, 0, uint64(len(note)), uint64(len(note)))...)
+	b := append(bytes.Clone(header), program(elfNote, noteAt, 0, uint64(len(note)), uint64(len(note)))...)
 	b = append(b, program(elfLoad, noteAt+uint64(len(note)), o.address, text, o.memory)...)
 	b = append(b, note...)
 	return append(b, bytes.Repeat([]byte{0xcc}, text)...)
