@@ -43,7 +43,8 @@ func start(t *testing.T, kernel linux.Kernel, initrd string) *machine {
 	m := &machine{t: t, lines: make(chan string, 10000), ended: make(chan error, 1), address: freeAddress(t), qmp: filepath.Join(dir, "qmp")}
 	m.cmd = exec.Command(
 		"nice", "-n", "5",
-		"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "256", "-nodefaults", "-no-reboot", "-display", "none",
+		// One CPU: with two, QEMU 7.2 loses a race against Linux patching its own text, once in a while.
+		"qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "256", "-nodefaults", "-no-reboot", "-display", "none",
 		"-kernel", kernel.Image, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 pollux.ip=10.0.2.15/24 pollux.gw=10.0.2.2 pollux.dirty=2000:500",
 		"-serial", "stdio", "-qmp", "unix:"+m.qmp+",server=on,wait=off",
@@ -170,7 +171,7 @@ func TestBoot(t *testing.T) {
 			began := time.Now()
 			m := start(t, kernel, initrd)
 			ready := m.expect(`pollux-guest: `, 4*time.Minute)
-			if !strings.HasPrefix(ready, "pollux-guest: ready ip=10.0.2.15/24 port=7777 cpus=2 ") {
+			if !strings.HasPrefix(ready, "pollux-guest: ready ip=10.0.2.15/24 port=7777 cpus=1 ") {
 				t.Fatalf("the guest says %q", ready)
 			}
 			t.Logf("after %v: %s", time.Since(began).Round(time.Millisecond), ready)
