@@ -6,13 +6,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/pollux-ha/pollux/tests/lab"
 	"github.com/pollux-ha/pollux/tests/lab/stress"
+	"github.com/pollux-ha/pollux/vmm/boot"
 )
 
 type labDemoCmd struct {
@@ -26,11 +26,14 @@ type labDemoCmd struct {
 }
 
 func (c *labDemoCmd) Run(ctx context.Context, log *slog.Logger, parent *labCmd, w io.Writer) error {
-	backend, why, err := lab.Choose(c.Backend)
+	backend, _, err := lab.Choose(c.Backend)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "lab:", why)
+	name, err := boot.LinuxVersion(c.GuestKernel)
+	if err != nil {
+		return err
+	}
 	var pair []string
 	if backend == lab.Emulated {
 		// Two emulated hosts on two processors stand still for longer than real ones ever do.
@@ -38,8 +41,8 @@ func (c *labDemoCmd) Run(ctx context.Context, log *slog.Logger, parent *labCmd, 
 	}
 	_, err = lab.Demo(ctx, lab.DemoConfig{
 		RunArgs: pair, StandbyArgs: pair,
-		Lab:         lab.Config{Dir: parent.Dir + "-demo", Backend: backend, Kernel: c.Kernel, Logger: log},
-		GuestKernel: c.GuestKernel, GuestInitrd: c.GuestInitrd, KernelName: filepath.Base(c.GuestKernel),
+		Lab:         lab.Config{Dir: parent.Dir + "-demo", Backend: c.Backend, Kernel: c.Kernel, Logger: log},
+		GuestKernel: c.GuestKernel, GuestInitrd: c.GuestInitrd, KernelName: name,
 		Before: c.Before, After: c.After, Report: c.Report, Out: w, Logger: log,
 	})
 	return err
