@@ -141,6 +141,7 @@ func (h *host) Boot(context.Context) (*member.Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	warnParavirtual(h.spec.Kernel, h.log)
 	if err := g.Boot(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}

@@ -44,6 +44,7 @@ func Run(ctx context.Context, o Options) (exit vmm.Exit, err error) {
 	if o.Restore != "" {
 		err = g.Restore(o.Restore)
 	} else {
+		warnParavirtual(spec.Kernel, o.Logger)
 		err = g.Boot()
 	}
 	if err == nil {
