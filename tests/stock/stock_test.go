@@ -329,7 +329,16 @@ func (m *machine) close() error {
 	if !m.over {
 		for range m.lines { // until the command's output has ended
 		}
-		_ = <-m.ended // it was cut off
+		err = errors.Join(err, cutOff(<-m.ended))
+	}
+	return err
+}
+
+// cutOff is nil for the end of a command that close has brought about.
+func cutOff(err error) error {
+	var exit *lab.ExitError
+	if errors.Is(err, context.Canceled) || errors.As(err, &exit) {
+		return nil
 	}
 	return err
 }
