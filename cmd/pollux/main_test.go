@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/pollux-ha/pollux/checkpoint/tlstest"
@@ -88,6 +91,33 @@ func TestNoKVM(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, exitFailure, []string{file}, "run", "--kernel", os.Args[0], "--serial=none", "--kvm", file)
+}
+
+// A user who may not use KVM is told so. The thread's file system uid is all that the kernel looks at when a file is opened.
+func TestNoPermission(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("becoming another user needs root")
+	}
+	dir := t.TempDir()
+	kvm, kernel := filepath.Join(dir, "kvm"), filepath.Join(dir, "kernel")
+	if err := errors.Join(
+		os.WriteFile(kvm, nil, 0o600), os.WriteFile(kernel, nil, 0o644),
+		os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755), // the test's own directories are private
+	); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const nobody = 65534
+	if err := syscall.Setfsuid(nobody); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setfsuid(0); err != nil {
+			t.Error(err)
+		}
+	}()
+	refused(t, exitFailure, []string{kvm, "permission"}, "run", "--serial=none", "--kernel", kernel, "--kvm", kvm)
 }
 
 func TestRunRefusals(t *testing.T) {
